@@ -1,0 +1,12 @@
+"""Ghost batch normalisation with L2 decay."""
+
+from ml_collections import ConfigDict
+
+from jax_mnist.config import base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.norm = "ghost"
+    config.l2 = 5e-4
+    return config

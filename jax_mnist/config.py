@@ -1,0 +1,97 @@
+"""The base config that every experiment is a difference from, and the check of a config."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from jax_mnist import datasets, optim
+
+
+class ConfigError(ValueError):
+    """A config value that cannot be trained; the message is one line."""
+
+
+def base() -> ConfigDict:
+    """The base: batch normalisation, no decay, the augmentation of the original system.
+
+    Returns:
+      A locked `ConfigDict`: fields cannot be added, and keep their types.
+    """
+    config = ConfigDict(
+        {
+            "seed": 0,
+            # Data. Splits are TFDS's: "train[:50000]". No folder means TFDS's default.
+            "dataset": "mnist",
+            "train_split": "train",
+            "validation_split": "test",
+            "data_dir": "",
+            "source_dir": "",
+            # Length.
+            "epochs": 20,
+            "batch_size": 128,
+            # Normalisation: "batch" or "ghost"; the last two are GhostBatchNorm's.
+            "norm": "batch",
+            "norm_momentum": 0.9,
+            "ghost_batch_size": 32,
+            "stats_update": "mean",
+            # Optimiser.
+            "schedule": "one_cycle",
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "nesterov": True,
+            "l1": 0.0,
+            "l2": 0.0,
+            # Decay per step of the averaged weights, which are then the ones evaluated; 0 is off.
+            "ema": 0.0,
+            # Augmentation; units and ranges in jax_mnist.augment.Strengths.
+            "brightness": 0.1,
+            "contrast": 0.1,
+            "rotation": 7.0,
+            "shift": 0.0,
+            "scale": 0.0,
+            "shear": 0.0,
+        }
+    )
+    return config.lock()
+
+
+# Of each number: its least and greatest value, and whether the greatest is itself allowed.
+_RANGES = {
+    "seed": (0, 2**31, False),
+    "epochs": (1, 100_000, True),
+    "batch_size": (1, 1_000_000, True),
+    "norm_momentum": (0, 1, False),
+    "ghost_batch_size": (1, 1_000_000, True),
+    "learning_rate": (0, math.inf, False),
+    "momentum": (0, 1, False),
+    "l1": (0, math.inf, False),
+    "l2": (0, math.inf, False),
+    "ema": (0, 1, False),
+    "brightness": (0, math.inf, False),
+    "contrast": (0, math.inf, False),
+    "rotation": (0, 180, True),
+    "shift": (0, 28, True),
+    "scale": (0, 1, False),
+    "shear": (0, 90, False),
+}
+
+_CHOICES = {
+    "dataset": datasets.NAMES,
+    "norm": ("batch", "ghost"),
+    "stats_update": ("mean", "sequential"),
+    "schedule": optim.SCHEDULES,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `ConfigError`, naming the field, unless every value can be trained with."""
+    for name, (low, high, closed) in _RANGES.items():
+        value = config[name]
+        if not (low <= value < high or (closed and value == high)):  # so written, NaN fails too
+            bound = "finite" if high == math.inf else f"{'at most' if closed else 'below'} {high:,}"
+            raise ConfigError(f"config.{name} must be at least {low} and {bound}; got {value}")
+    for name, choices in _CHOICES.items():
+        if config[name] not in choices:
+            raise ConfigError(
+                f"config.{name} must be one of {', '.join(choices)}; got {config[name]!r}"
+            )

@@ -1,0 +1,372 @@
+"""MNIST, Fashion-MNIST and KMNIST as NumPy arrays, through TFDS and without TensorFlow.
+
+The first `load` prepares an ordinary TFDS directory (`<data_dir>/mnist/3.0.1`, array_record) that
+any TFDS user can read, and keeps the decoded arrays in `<data_dir>/jax_mnist`. Later loads read
+and verify those arrays alone, without importing TFDS.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+import types
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+NAMES = ("mnist", "fashion_mnist", "kmnist")
+_VERSION = "3.0.1"  # of all three datasets, in TFDS
+_COUNTS = {"train": 60_000, "test": 10_000}
+_PACKAGED = Path(__file__).parent / "data" / "mnist"
+_SPACE = "make sure that it is writable and has 200 MB free, or name another folder as data_dir"
+_LABELS = {
+    "mnist": tuple("0123456789"),
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
+
+# TFDS's grammar: train, test[10:], train[:80%]; several joined by +
+_PIECE = re.compile(r"([\w-]+)(?:\[(?:(-?[\d_.]+)(%?))?:(?:(-?[\d_.]+)(%?))?\])?")
+
+
+class DatasetError(RuntimeError):
+    """A dataset cannot be had; the message is one line that says why and what to do."""
+
+
+class Dataset(NamedTuple):
+    """Examples in TFDS's order.
+
+    Attributes:
+      images: Grey levels 0 to 255, uint8 `[N, 28, 28, 1]`.
+      labels: Class indices 0 to 9, int32 `[N]`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    source_dir: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Loads a split of a dataset, preparing the dataset on first use.
+
+    Args:
+      name: One of `NAMES`.
+      split: What to load, in TFDS's words: `"train"`, `"test[:100]"`, `"train[80%:]"`,
+        `"train[:100]+test"`. TFDS's `shard` unit is not supported.
+      data_dir: The TFDS data folder; by default TFDS's own, which is `$TFDS_DATA_DIR` or
+        `~/tensorflow_datasets`. A dataset that TFDS prepared there before is read where it can
+        be and is never changed.
+      source_dir: A folder with the four original `.gz` files, which are verified. By default the
+        files of this package for `"mnist"`, and a download for the other two.
+
+    Returns:
+      The examples, in the order in which TFDS's `as_data_source` gives them.
+
+    Raises:
+      DatasetError: For an unknown name, a malformed or empty split, a missing or damaged source
+        file, a failed download, or a data folder that cannot be written.
+    """
+    _check_name(name)
+    slices = _parse_split(split)
+    splits = {part for part, _, _ in slices}
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    root = root.expanduser().absolute()
+    cache = root / "jax_mnist" / f"{name}-{_VERSION}.npz"
+    data = _read_cache(cache, name, splits)
+    if data is None:
+        try:
+            with _lock(cache.parent):
+                data = _read_cache(cache, name, splits)  # another process may have made it
+                if data is None:
+                    if cache.exists():
+                        logging.warning("%s is damaged and is written anew", cache)
+                    data = _read_or_prepare(name, root, source_dir)
+                    _write_cache(cache, name, data)
+        except DatasetError:
+            raise
+        except Exception as error:  # TFDS and array_record report I/O errors in many types
+            reason = _first_line(error)
+            raise DatasetError(f"cannot prepare {name} in {root} ({reason}): {_SPACE}") from error
+    parts = [(data[s].images[start:stop], data[s].labels[start:stop]) for s, start, stop in slices]
+    if len(parts) == 1:
+        return Dataset(*parts[0])
+    images, labels = zip(*parts, strict=True)
+    return Dataset(np.concatenate(images), np.concatenate(labels))
+
+
+def label_names(name: str) -> tuple[str, ...]:
+    """Returns the names of the ten classes of dataset `name`, by label, as TFDS has them.
+
+    Raises:
+      DatasetError: For an unknown name.
+    """
+    _check_name(name)
+    return _LABELS[name]
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name), NAMES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DatasetError(f"unknown dataset {name!r}: {hint}known are {', '.join(NAMES)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(":") if lines else type(error).__name__
+
+
+def _parse_split(split: str) -> list[tuple[str, int, int]]:
+    """Returns the `(split, start, stop)` that a split string names, as TFDS reads it.
+
+    TFDS's own parser costs an import of half a second to three seconds on every start.
+    """
+    slices = []
+    try:
+        for piece in re.split(r"\s*\+\s*", split):
+            slices += _parse_piece(piece)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"bad split {split!r}: {_first_line(error)}; write 'train', 'test', 'train[:50000]', "
+            "'train[80%:]' or 'train[:100]+test'"
+        ) from error
+    return slices
+
+
+def _parse_piece(piece: str) -> list[tuple[str, int, int]]:
+    match = _PIECE.fullmatch(piece)
+    if not match:
+        raise ValueError(f"{piece!r} is not a split name with an optional [from:to]")
+    split, low, low_unit, high, high_unit = match.groups()
+    if piece == "all":
+        return [(part, 0, count) for part, count in _COUNTS.items()]
+    if split not in _COUNTS:
+        raise ValueError(f"the splits are {', '.join(_COUNTS)}, not {split!r}")
+    if "[" in piece and low is None and high is None:
+        raise ValueError("[:] names no bounds")
+    count = _COUNTS[split]
+
+    def bound(text: str | None, default: int) -> int:
+        if text is None:
+            return default
+        percent = low_unit or high_unit  # TFDS: on one bound it counts for both
+        value = float(text) if percent else int(text)
+        if abs(value) > (100 if percent else count):
+            raise ValueError(f"{text} is beyond the {count} examples of {split}")
+        index = round(value * count / 100.0) if percent else int(value)
+        return index + count if index < 0 else index
+
+    start, stop = bound(low, 0), bound(high, count)
+    if start >= stop:
+        raise ValueError(f"{piece!r} holds no examples")
+    return [(split, start, stop)]
+
+
+def _digest(name: str, split: str, data: Dataset) -> str:
+    digest = hashlib.sha256()
+    for array in data:
+        digest.update(f"{name} {split} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path, name: str, splits: Iterable[str]) -> dict[str, Dataset] | None:
+    """Returns the wanted splits from the cache, or None where it is missing or damaged."""
+    data: dict[str, Dataset] = {}
+    try:
+        with np.load(cache, allow_pickle=False) as archive:
+            for split in splits:
+                data[split] = Dataset(archive[f"{split}_images"], archive[f"{split}_labels"])
+                if str(archive[f"{split}_sha256"]) != _digest(name, split, data[split]):
+                    return None
+    except Exception:  # damaged bytes can raise anything on their way through zipfile and NumPy
+        return None
+    return data
+
+
+def _write_cache(cache: Path, name: str, data: dict[str, Dataset]) -> None:
+    arrays: dict[str, Any] = {}
+    for split, part in data.items():
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = part
+        arrays[f"{split}_sha256"] = np.array(_digest(name, split, part))
+    temporary = cache.with_suffix(".incomplete")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(cache)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this process alone; the system frees it however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_or_prepare(
+    name: str, root: Path, source_dir: str | os.PathLike[str] | None
+) -> dict[str, Dataset]:
+    """Returns both splits from TFDS's directory, which is prepared where there is none.
+
+    A directory that is there but cannot be read (tfrecord, which only TensorFlow reads, or
+    damaged) may be someone else's: it stays as it is, and one of our own is made beside it.
+    """
+    folder, own = root / name / _VERSION, root / "jax_mnist" / name / _VERSION
+    if not folder.exists():
+        return _prepare(name, root, folder, source_dir)
+    try:
+        return _decode(folder)
+    except Exception as error:  # array_record and protobuf have their own types
+        reason = _first_line(error)
+        logging.warning("cannot read %s (%s): it stays, %s is used instead", folder, reason, own)
+    if own.exists():
+        try:
+            return _decode(own)
+        except Exception as error:
+            logging.warning("%s is damaged (%s) and is written anew", own, _first_line(error))
+            shutil.rmtree(own)
+    return _prepare(name, root, own, source_dir)
+
+
+def _decode(folder: Path) -> dict[str, Dataset]:
+    """Reads both splits of a TFDS directory; array_record verifies a hash of every record."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    data = {}
+    for split, count in _COUNTS.items():
+        # Pillow directly: TFDS would use it too, after advising to install OpenCV.
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        if len(source) != count:
+            raise ValueError(f"{split} holds {len(source)} examples instead of {count}")
+        images = np.empty((count, 28, 28, 1), np.uint8)
+        labels = np.empty(count, np.int32)
+        for i, example in enumerate(source.__getitems__(range(count))):
+            image = np.asarray(Image.open(io.BytesIO(example["image"])))
+            if image.shape != (28, 28) or image.dtype != np.uint8:
+                raise ValueError(f"{split} holds an image of shape {image.shape}, {image.dtype}")
+            images[i, :, :, 0], labels[i] = image, example["label"]
+        if labels.min() < 0 or labels.max() > 9:
+            raise ValueError(f"{split} holds labels outside 0 to 9")
+        data[split] = Dataset(images, labels)
+    return data
+
+
+def _prepare(
+    name: str, root: Path, folder: Path, source_dir: str | os.PathLike[str] | None
+) -> dict[str, Dataset]:
+    """Writes the TFDS directory `folder` and returns its contents."""
+    import tensorflow_datasets as tfds
+
+    builder_class = _builder_class(name, download=source_dir is None and name != "mnist")
+    if source_dir is not None:
+        _verify(builder_class, Path(source_dir).expanduser(), "get it from {}")
+    elif name == "mnist":
+        source_dir = _PACKAGED
+        _verify(builder_class, _PACKAGED, "reinstall jax_mnist")
+    print(f"Preparing {name} in {folder} (once, under a minute)", file=sys.stderr, flush=True)
+    # TFDS works in a folder of ours, which only the holder of the lock uses: whatever an
+    # interrupted run left there can go, and nothing appears in place before it was read back.
+    staging = root / "jax_mnist" / "incomplete"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        tfds.disable_progress_bar()
+        builder = builder_class(data_dir=staging)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=source_dir, try_download_gcs=False
+                ),
+                file_format="array_record",
+            )
+        data = _decode(builder.data_path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(builder.data_path, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return data
+
+
+def _builder_class(name: str, download: bool) -> Any:
+    """Returns TFDS's builder of `name` without the two steps that need TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    original: Any = {
+        "mnist": tfds.image_classification.MNIST,
+        "fashion_mnist": tfds.image_classification.FashionMNIST,
+        "kmnist": tfds.image_classification.KMNIST,
+    }[name]
+
+    class Builder(original, skip_registration=True):  # type: ignore[misc, call-arg]
+        url_infos = original.url_infos  # TFDS looks for them beside the class's own module
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            # The files stay as they are: TFDS unzips with TensorFlow.
+            unextracted = types.SimpleNamespace(download_and_extract=dl_manager.download)
+            if not download:
+                return super()._split_generators(unextracted)
+            files = ", ".join(info.filename for info in self.url_infos.values())
+            advice = f"name a folder that holds {files} as source_dir"
+            print(f"Downloading from {self.URL} (or {advice})", file=sys.stderr, flush=True)
+            try:
+                # Asked first, since TFDS tries for over three minutes where there is no network.
+                urllib.request.urlopen(next(iter(self.url_infos)), timeout=10).close()
+                return super()._split_generators(unextracted)
+            except Exception as error:
+                reason = _first_line(error)
+                raise DatasetError(
+                    f"cannot download from {self.URL} ({reason}): {advice}"
+                ) from error
+
+        def _generate_examples(
+            self, num_examples: int, data_path: Any, label_path: Any
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            with gzip.open(data_path) as file:
+                pixels = np.frombuffer(file.read(), np.uint8, offset=16)
+            with gzip.open(label_path) as file:
+                labels = np.frombuffer(file.read(), np.uint8, offset=8)
+            images = pixels.reshape(num_examples, 28, 28)
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                png = io.BytesIO()  # encoded here: TFDS encodes arrays with TensorFlow
+                Image.fromarray(image).save(png, "PNG", compress_level=1)
+                png.seek(0)
+                yield i, {"image": png, "label": int(label)}
+
+    Builder.name = name
+    return Builder
+
+
+def _verify(builder_class: Any, source_dir: Path, remedy: str) -> None:
+    """Refuses a folder whose four files are not those that TFDS has registered."""
+    for url, info in builder_class.url_infos.items():
+        path, advice = source_dir / info.filename, remedy.format(url)
+        try:
+            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DatasetError(f"cannot read {path} ({error.strerror}): {advice}") from error
+        if checksum != info.checksum:
+            raise DatasetError(f"{path} is damaged or another file (SHA-256 differs): {advice}")

@@ -1,0 +1,252 @@
+"""Training as pure functions: `state, data -> state, metrics`."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from jax_mnist import augment, optim
+from jax_mnist.datasets import Dataset
+from jax_mnist.model import CNN
+
+
+@flax.struct.dataclass
+class Hyperparameters:
+    """What one compiled step takes as values: variants that differ in these share a program.
+
+    Attributes:
+      learning_rate: the schedule's peak.
+      l1: see `optim.make_optimizer`.
+      l2: see `optim.make_optimizer`.
+      momentum: see `optim.make_optimizer`.
+      ema: decay of the weight average per step (used where `Recipe.average` is set).
+      strengths: of the augmentation.
+    """
+
+    learning_rate: ArrayLike
+    l1: ArrayLike = 0.0
+    l2: ArrayLike = 0.0
+    momentum: ArrayLike = 0.9
+    ema: ArrayLike = 0.0
+    strengths: augment.Strengths = augment.Strengths()
+
+
+class Recipe(NamedTuple):
+    """What shapes the compiled step: static, hashable.
+
+    Attributes:
+      model: the network.
+      schedule: name of a schedule in `optim.SCHEDULES`.
+      steps: steps of the whole run.
+      nesterov: whether momentum is Nesterov's.
+      average: whether an exponential moving average of the weights is kept, and evaluated.
+    """
+
+    model: CNN
+    schedule: str
+    steps: int
+    nesterov: bool = False
+    average: bool = False
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a training step changes.
+
+    Attributes:
+      step: steps taken so far, int32 scalar.
+      key: the run's key; each step derives its own from it, so a run can go on from any step.
+      params: the network's parameters.
+      batch_stats: the norms' running statistics.
+      opt_state: the optimiser's state.
+      average: `optax.EmaState` of the parameters and running statistics, or None.
+    """
+
+    step: Array
+    key: Array
+    params: optax.Params
+    batch_stats: optax.Params
+    opt_state: optax.OptState
+    average: optax.EmaState | None
+
+
+class StepMetrics(NamedTuple):
+    """Of one training step: mean loss and accuracy on the augmented batch, learning rate."""
+
+    loss: Array
+    accuracy: Array
+    learning_rate: Array
+
+
+class Evaluation(NamedTuple):
+    """Of a data set: mean loss, accuracy in [0, 1], and probabilities, float32 `[n, classes]`."""
+
+    loss: float
+    accuracy: float
+    probabilities: np.ndarray
+
+
+def _optimizer(recipe: Recipe, hyper: Hyperparameters) -> optax.GradientTransformation:
+    schedule = optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
+    return optim.make_optimizer(schedule, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
+    """The state before the first step; everything random in the run follows from `seed`."""
+    init_key, key = jax.random.split(jax.random.key(seed))
+    variables = recipe.model.init(init_key, jnp.zeros((1, 28, 28, 1)), train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros([], jnp.int32),
+        key=key,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=_optimizer(recipe, hyper).init(params),
+        average=optax.ema(hyper.ema).init((params, batch_stats)) if recipe.average else None,
+    )
+
+
+def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array:
+    """The order in which an epoch visits the examples.
+
+    A fresh permutation every epoch, each example at most once. What is left when the batch size
+    does not divide the examples is dropped (as in Flax's examples): every batch has the same
+    size, and it is other examples each epoch.
+
+    Returns:
+      int32 `[examples // batch_size, batch_size]`, indices of examples.
+    """
+    order = jax.random.permutation(jax.random.fold_in(jax.random.split(key)[0], epoch), examples)
+    steps = examples // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def train_step(
+    recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, index: ArrayLike
+) -> tuple[TrainState, StepMetrics]:
+    """One step on the examples `index` of `data`.
+
+    Args:
+      recipe: static.
+      hyper: values.
+      state: before the step.
+      data: uint8 images `[n, 28, 28, 1]` and int32 labels `[n]`, on the device.
+      index: int32 `[batch]`.
+
+    Returns:
+      The state after the step, and the step's metrics (scalars).
+    """
+    key = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
+    images = augment.augment_batch(key, jnp.asarray(data.images)[index], hyper.strengths)
+    labels = jnp.asarray(data.labels)[index]
+
+    def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
+        logits, updated = recipe.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, (logits, updated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = _optimizer(recipe, hyper).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
+    metrics = StepMetrics(
+        loss,
+        (logits.argmax(-1) == labels).mean(),
+        optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)(state.step),
+    )
+    return (
+        TrainState(state.step + 1, state.key, params, batch_stats, opt_state, average),
+        metrics,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def scan_epoch(
+    recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
+) -> tuple[TrainState, StepMetrics]:
+    """`train_epoch` as one program."""
+    return jax.lax.scan(
+        lambda state, index: train_step(recipe, hyper, state, data, index), state, order
+    )
+
+
+def train_epoch(
+    recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: np.ndarray
+) -> tuple[TrainState, StepMetrics]:
+    """A step for each row of `order`, which is an epoch or a part of one.
+
+    On a CPU the steps are driven from Python: inside a loop XLA's CPU backend does not use its
+    fast convolutions, and a step takes ten times as long (github.com/jax-ml/jax/issues/12868).
+    Elsewhere the whole epoch is one program.
+
+    Args:
+      recipe: static.
+      hyper: values.
+      state: before the first step.
+      data: on the device.
+      order: int32 `[steps, batch]`, from `epoch_order`.
+
+    Returns:
+      The state after the last step, and the metrics with a leading axis of steps.
+    """
+    if jax.default_backend() != "cpu":
+        return scan_epoch(recipe, hyper, state, data, order)
+    metrics = []
+    for index in order:
+        state, step_metrics = train_step(recipe, hyper, state, data, index)
+        metrics.append(step_metrics)
+    return state, jax.tree.map(lambda *steps: np.stack(steps), *metrics)
+
+
+def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:
+    """The variables to evaluate or keep: the weight average where the state has one.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` for `model.apply`.
+    """
+    params, batch_stats = state.params, state.batch_stats
+    if state.average is not None:
+        params, batch_stats = optax.tree.bias_correction(
+            state.average.ema, hyper.ema, state.average.count
+        )
+    return {"params": params, "batch_stats": batch_stats}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def predict(model: CNN, variables: dict[str, Any], images: Array) -> Array:
+    """Log-probabilities, `[batch, 10]`, of uint8 images `[batch, 28, 28, 1]`."""
+    x = augment.normalize(images.astype(jnp.float32) / 255)
+    logits: Any = model.apply(variables, x, train=False)
+    return jax.nn.log_softmax(logits)
+
+
+def evaluate(
+    model: CNN, variables: dict[str, Any], data: Dataset, batch_size: int = 1000
+) -> Evaluation:
+    """Mean loss, accuracy and probabilities over all of `data`, in batches of `batch_size`."""
+    batches = [
+        predict(model, variables, data.images[start : start + batch_size])
+        for start in range(0, len(data.images), batch_size)
+    ]
+    log_probabilities = np.concatenate([np.asarray(b) for b in batches])
+    labels = np.asarray(data.labels)
+    return Evaluation(
+        loss=float(-log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64)),
+        accuracy=float((log_probabilities.argmax(-1) == labels).mean()),
+        probabilities=np.exp(log_probabilities),
+    )

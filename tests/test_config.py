@@ -1,0 +1,75 @@
+"""The eight variants, and what a config refuses."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from jax_mnist import config as config_lib
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variant_differs_from_the_base_only_in_what_its_name_says(name):
+    config, base = load(name), config_lib.base()
+    config_lib.check(config)
+    parts = name.split("_")
+    assert (config.norm == "ghost") == ("gbn" in parts)
+    assert (config.l1 > 0) == ("l1" in parts)
+    assert (config.l2 > 0) == ("l2" in parts)
+    same = set(base) - {"norm", "l1", "l2"}
+    assert {k: config[k] for k in same} == {k: base[k] for k in same}
+
+
+def test_equal_parts_have_equal_strengths():
+    configs = [load(name) for name in NAMES]
+    assert len({c.l1 for c in configs}) == len({c.l2 for c in configs}) == 2
+
+
+def test_a_config_is_locked_and_typed():
+    config = load("gbn")
+    with pytest.raises((AttributeError, KeyError)):
+        config.epocs = 3
+    with pytest.raises(TypeError):
+        config.epochs = "three"
+
+
+BAD = [
+    ("epochs", 0), ("batch_size", 0), ("ghost_batch_size", 0), ("l1", -1e-5), ("l2", -1.0),
+    ("l2", math.nan), ("l1", math.inf), ("learning_rate", -0.1), ("learning_rate", math.inf),
+    ("momentum", 1.0), ("ema", 1.0), ("norm_momentum", -0.1), ("seed", -1), ("seed", 2**31),
+    ("rotation", 181.0), ("shift", -1.0), ("scale", 1.0), ("shear", 90.0), ("brightness", -0.1),
+    ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
+    ("dataset", "minst"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
+    config = config_lib.base()
+    config[field] = value
+    with pytest.raises(config_lib.ConfigError, match=f"config.{field} must be") as error:
+        config_lib.check(config)
+    assert "\n" not in str(error.value)
+    assert str(value) in str(error.value)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    config = config_lib.base()
+    config.update(epochs=1, batch_size=1, ghost_batch_size=1, l1=0.0, momentum=0.0, rotation=180.0)
+    config_lib.check(config)
+
+
+def test_every_field_but_free_text_is_checked():
+    text = {"train_split", "validation_split", "data_dir", "source_dir", "nesterov"}
+    assert {field for field, _ in BAD} | text == set(config_lib.base())

@@ -1,0 +1,587 @@
+"""Real MNIST where it can be; a few hundred of its digits where a test prepares many times."""
+
+import collections
+import functools
+import gzip
+import hashlib
+import http.server
+import importlib
+import io
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.utils import file_utils
+
+from jax_mnist import datasets
+
+SOURCE = Path(datasets.__file__).parent / "data" / "mnist"
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+LOAD = """
+import hashlib, sys
+from jax_mnist import datasets
+train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
+print(*(hashlib.sha256(array).hexdigest() for array in (*train, *test)))
+print(*(name for name in ("tensorflow", "tensorflow_datasets") if name in sys.modules))
+"""
+
+
+@functools.cache
+def read_idx(path):
+    with gzip.open(path) as file:
+        assert file.read(3) == b"\0\0\x08"  # unsigned bytes
+        rank = file.read(1)[0]
+        shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+        return np.frombuffer(file.read(), np.uint8).reshape(shape)
+
+
+def as_multiset(images, labels):
+    return collections.Counter(zip((i.tobytes() for i in images), labels.tolist(), strict=True))
+
+
+def files_below(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def start_load(data_dir):
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD],
+        env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def first_loads(tmp_path_factory):
+    """Two processes that load MNIST into the same empty folder at the same time."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    outputs = []
+    for process in [start_load(data_dir), start_load(data_dir)]:
+        outputs.append((*process.communicate(timeout=300), process.returncode))
+    return data_dir, outputs
+
+
+@pytest.fixture(scope="session")
+def data_dir(first_loads):
+    return first_loads[0]
+
+
+def error_of(*args, **kwargs):
+    """Returns the message of the DatasetError that a load must raise."""
+    with pytest.raises(datasets.DatasetError) as caught:
+        datasets.load(*args, **kwargs)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+# Real MNIST
+
+
+def test_two_processes_prepare_once_and_agree(first_loads):
+    data_dir, outputs = first_loads
+    (out_1, err_1, code_1), (out_2, err_2, code_2) = outputs
+    assert (code_1, code_2) == (0, 0), err_1 + err_2
+    assert (err_1 + err_2).count("Preparing mnist") == 1
+    assert out_1.splitlines()[0] == out_2.splitlines()[0]
+    assert sorted([out_1.splitlines()[1], out_2.splitlines()[1]]) == ["", "tensorflow_datasets"]
+    assert files_below(data_dir) == [
+        "jax_mnist/lock",
+        "jax_mnist/mnist-3.0.1.npz",
+        "mnist/3.0.1/dataset_info.json",
+        "mnist/3.0.1/features.json",
+        "mnist/3.0.1/mnist-test.array_record-00000-of-00001",
+        "mnist/3.0.1/mnist-train.array_record-00000-of-00001",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_examples_are_those_of_the_idx_files(data_dir, split):
+    images, labels = datasets.load("mnist", split, data_dir)
+    true_images, true_labels = (read_idx(SOURCE / file) for file in FILES[split])
+    assert images.shape == (*true_images.shape, 1) and images.dtype == np.uint8
+    assert labels.shape == true_labels.shape and labels.dtype == np.int32
+    assert as_multiset(images, labels) == as_multiset(true_images, true_labels)
+
+
+def test_a_tfds_user_reads_the_same(data_dir):
+    for builder in (
+        tfds.builder("mnist", data_dir=data_dir),
+        tfds.builder_from_directory(data_dir / "mnist" / "3.0.1"),
+    ):
+        assert builder.info.full_name == "mnist/3.0.1"
+        for split in ("train[30000:30200]", "test[-200:]"):
+            source = builder.as_data_source(split)
+            images, labels = datasets.load("mnist", split, data_dir)
+            assert len(source) == len(labels) == 200
+            np.testing.assert_array_equal(np.stack([e["image"] for e in source]), images)
+            np.testing.assert_array_equal([e["label"] for e in source], labels)
+
+
+def test_order_is_the_one_tfds_has_always_given(data_dir):
+    assert datasets.load("mnist", "train[:8]", data_dir).labels.tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
+    assert datasets.load("mnist", "test[:8]", data_dir).labels.tolist() == [2, 0, 4, 8, 7, 6, 0, 6]
+
+
+def test_tfds_lists_its_own_dataset_only(data_dir):
+    found = file_utils.list_datasets_in_data_dir(data_dir)
+    assert [(f.dataset_name, f.config, str(f.version)) for f in found] == [("mnist", None, "3.0.1")]
+
+
+def test_cached_load_imports_no_tfds(data_dir):
+    process = start_load(data_dir)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0 and err == ""
+    assert out.splitlines()[1] == ""
+
+
+def test_slices(data_dir):
+    train, test = (datasets.load("mnist", split, data_dir) for split in ("train", "test"))
+    for split, images, labels in (
+        ("train[:50000]", train.images[:50000], train.labels[:50000]),
+        ("train[50000:]", train.images[50000:], train.labels[50000:]),
+        ("test[-1%:]", test.images[9900:], test.labels[9900:]),
+        (
+            "test[:7]+train[-5:]",
+            np.concatenate([test.images[:7], train.images[-5:]]),
+            np.concatenate([test.labels[:7], train.labels[-5:]]),
+        ),
+    ):
+        part = datasets.load("mnist", split, data_dir)
+        np.testing.assert_array_equal(part.images, images)
+        np.testing.assert_array_equal(part.labels, labels)
+
+
+# Split strings
+
+
+@functools.cache
+def tfds_splits():
+    """The splits as TFDS's own code describes them."""
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name="mnist", data_dir="/", filetype_suffix="array_record"
+    )
+    return tfds.core.SplitDict(
+        tfds.core.SplitInfo(
+            name=name, shard_lengths=[count], num_bytes=0, filename_template=template
+        )
+        for name, count in (("train", 60_000), ("test", 10_000))
+    )
+
+
+def tfds_slices(split):
+    """The (split, start, stop) that TFDS's own parser gives."""
+    instruction = tfds.core.splits.AbstractSplit.from_spec(split)
+    return [
+        (i.splitname, i.from_ or 0, len_of(i.splitname) if i.to is None else i.to)
+        for i in instruction.to_absolute(tfds_splits())
+    ]
+
+
+def len_of(name):
+    return tfds_splits()[name].num_examples
+
+
+def check_against_tfds(split):
+    try:
+        expected = tfds_slices(split)
+    except Exception:
+        expected = None
+    try:
+        ours = datasets._parse_split(split)
+    except datasets.DatasetError as error:
+        assert "\n" not in str(error)
+        empty = expected and any(start >= stop for _, start, stop in expected)
+        assert expected is None or empty or "shard" in split
+    else:
+        assert ours == expected
+
+
+ACCEPTED = """
+train|test|all|train+test|test + train|train[:50000]|train[50000:]|train[:80%]|train[80%:]
+train[:100]+test[:10]|train[10:20]|train[-10:]|train[:-10]|train[-60000:]|test[:10000]
+test[33%:66%]|test[:33.333%]|test[-12.5%:]|train[:0.001%]|train[:50_000]|train[10:50%]
+train[10%:50]|train[:100%]|train[-100%:-50%]|test[0:1]|test[-1:]|all+test[5:6]|train[.5%:1.%]
+""".replace("\n", "|").strip("|")
+REFUSED = """
+ train|train |trian|Train|validation|train[]|train[:]|train[::]|train[:70000]|train[-60001:]
+test[:10001]|train[5]|train[5%]|train[:1.5]|train[a:b]|train[:101%]|train[-100.5%:]|train[5:5]
+train[10:5]|train[60000:]|train[:0]|test[-0:0]|all[:10]|train[:10|train:10]|train[: 10]|+|train+
++train|train,test|train[:10][:5]|train[1:2:3]|train[:_]|train[:.%]|train[:1.2.3%]|train[:--1]
+""".replace("\n", "|").strip("|")
+
+
+@pytest.mark.parametrize("split", ACCEPTED.split("|"))
+def test_split_as_tfds_reads_it(split):
+    assert datasets._parse_split(split) == tfds_slices(split)
+
+
+@pytest.mark.parametrize("split", ["", *REFUSED.split("|"), None, 3, "train[0shard:1shard]"])
+def test_bad_split_is_refused(split, tmp_path):
+    assert error_of("mnist", split, tmp_path).startswith(f"bad split {split!r}: ")
+    assert not list(tmp_path.iterdir())
+    if split is not None:
+        check_against_tfds(split)
+
+
+bounds = st.one_of(
+    st.just(""),
+    st.integers(-61000, 61000).map(str),
+    st.integers(-101, 101).map(lambda i: f"{i}%"),
+    st.floats(-101, 101).map(lambda x: f"{x:.3f}%"),
+)
+pieces = st.one_of(
+    st.sampled_from(["train", "test", "all"]),
+    st.tuples(st.sampled_from(["train", "test", "all"]), bounds, bounds).map(
+        lambda t: f"{t[0]}[{t[1]}:{t[2]}]"
+    ),
+    st.text("train[:%]+-.0123456789 _", max_size=12),
+)
+
+
+@hypothesis.settings(max_examples=500, deadline=None)
+@hypothesis.given(st.lists(pieces, min_size=1, max_size=3).map("+".join))
+def test_any_split_as_tfds_reads_it_or_refused(split):
+    check_against_tfds(split)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", datasets.NAMES)
+def test_names_versions_and_label_names_are_those_of_tfds(name, tmp_path):
+    builder = tfds.builder(name, data_dir=tmp_path)
+    assert datasets.label_names(name) == tuple(builder.info.features["label"].names)
+    assert str(builder.version) == datasets._VERSION
+
+
+def test_unknown_name(tmp_path):
+    message = error_of("fashon_mnist", "train", tmp_path)
+    assert "'fashon_mnist'" in message and "did you mean 'fashion_mnist'?" in message
+    message = error_of("cifar10", "train", tmp_path)
+    assert "did you mean" not in message and "mnist, fashion_mnist, kmnist" in message
+    with pytest.raises(datasets.DatasetError, match="'fashon_mnist'"):
+        datasets.label_names("fashon_mnist")
+    assert not list(tmp_path.iterdir())
+
+
+# Source files
+
+
+def test_damaged_source_file(tmp_path):
+    source = shutil.copytree(SOURCE, tmp_path / "source")
+    file = source / "train-labels-idx1-ubyte.gz"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    message = error_of("mnist", "train", tmp_path / "data", source)
+    assert str(file) in message and "damaged" in message and "get it from https://" in message
+    file.unlink()
+    message = error_of("mnist", "train", tmp_path / "data", source)
+    assert str(file) in message and "No such file" in message
+    assert files_below(tmp_path / "data") == ["jax_mnist/lock"]
+
+
+def test_files_of_another_dataset_are_refused(tmp_path):
+    for name in ("fashion_mnist", "kmnist"):
+        message = error_of(name, "train", tmp_path, SOURCE)
+        assert "another file" in message and "get it from http://" in message
+    assert files_below(tmp_path) == ["jax_mnist/lock"]
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_no_network(name, tmp_path, monkeypatch, capfd):
+    # Nothing listens on this port, so every download fails, whatever the machine can reach.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    start = time.monotonic()
+    message = error_of(name, "train", tmp_path)
+    assert time.monotonic() - start < 30  # TFDS itself would take more than three minutes
+    assert message.startswith("cannot download from http://") and "refused" in message
+    assert "source_dir" in message and all(f in message for pair in FILES.values() for f in pair)
+    announced = capfd.readouterr()
+    assert announced.out == ""
+    assert "Downloading from http://" in announced.err and "source_dir" in announced.err
+    assert files_below(tmp_path) == ["jax_mnist/lock"]
+
+
+# A small KMNIST: files of the same form, with fewer images
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """KMNIST as 300 and 100 digits of MNIST, served over HTTP as TFDS expects the real one."""
+    served = tmp_path / "served"
+    served.mkdir()
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Server, directory=served)
+    )
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    counts, true, infos = {"train": 300, "test": 100}, {}, {}
+    for split, files in FILES.items():
+        true[split] = tuple(read_idx(SOURCE / file)[: counts[split]] for file in files)
+        for file, array in zip(files, true[split], strict=True):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            content = gzip.compress(header + array.tobytes())
+            (served / file).write_bytes(content)
+            infos[url + file] = checksums.UrlInfo(
+                size=tfds.core.units.Size(len(content)),
+                checksum=hashlib.sha256(content).hexdigest(),
+                filename=file,
+            )
+    builder = importlib.import_module("tensorflow_datasets.image_classification.mnist")
+    monkeypatch.setattr(builder.KMNIST, "URL", url)
+    monkeypatch.setattr(builder.KMNIST, "url_infos", infos)
+    monkeypatch.setattr(builder, "_TRAIN_EXAMPLES", 300)
+    monkeypatch.setattr(builder, "_TEST_EXAMPLES", 100)
+    monkeypatch.setattr(datasets, "_COUNTS", counts)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    data_dir = tmp_path / "data"
+
+    def check(**kwargs):
+        for split in ("train", "test"):
+            part = datasets.load("kmnist", split, data_dir, **kwargs)
+            assert as_multiset(*part) == as_multiset(*true[split])
+
+    yield types.SimpleNamespace(
+        data_dir=data_dir,
+        served=served,
+        check=check,
+        cache=data_dir / "jax_mnist" / "kmnist-3.0.1.npz",
+        folder=data_dir / "kmnist" / "3.0.1",
+        own=data_dir / "jax_mnist" / "kmnist" / "3.0.1",
+    )
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+COMPLETE = [
+    "jax_mnist/kmnist-3.0.1.npz",
+    "jax_mnist/lock",
+    "kmnist/3.0.1/dataset_info.json",
+    "kmnist/3.0.1/features.json",
+    "kmnist/3.0.1/kmnist-test.array_record-00000-of-00001",
+    "kmnist/3.0.1/kmnist-train.array_record-00000-of-00001",
+    "kmnist/3.0.1/label.labels.txt",
+]
+
+
+def test_download(small, capfd):
+    small.check()
+    assert files_below(small.data_dir) == COMPLETE
+    info = json.loads((small.folder / "dataset_info.json").read_text())
+    assert info["name"] == "kmnist" and info["fileFormat"] == "array_record"
+    assert capfd.readouterr().out == ""
+
+
+def test_source_dir(small):
+    source = small.served.rename(small.served.with_name("copied by hand"))  # the server has none
+    small.check(source_dir=source)
+    assert files_below(small.data_dir) == COMPLETE
+
+
+def test_damaged_download(small):
+    file = small.served / "train-labels-idx1-ubyte.gz"
+    file.write_bytes(file.read_bytes() + b"\0")
+    message = error_of("kmnist", "train", small.data_dir)
+    assert message.startswith("cannot download from http://127.0.0.1")
+    assert "wrong checksum" in message and "source_dir" in message
+    file.unlink()
+    assert "404" in error_of("kmnist", "train", small.data_dir)
+    assert files_below(small.data_dir) == ["jax_mnist/lock"]
+
+
+def flip_image(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"train_images.npy") + 20_000] ^= 1
+    path.write_bytes(content)
+
+
+def flip_with_right_crc(path):
+    """Changes a pixel in a way that only the checksum of the arrays can tell."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays["train_images"][7, 14, 14, 0] ^= 1
+    np.savez(path, **arrays)
+
+
+def drop_image(path):
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays["train_images"] = arrays["train_images"][1:]
+    np.savez(path, **arrays)
+
+
+def pickle_images(path):
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays["train_images"] = np.array([Exploding()], object)
+    np.savez(path, **arrays)
+
+
+class Exploding:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_image,
+        flip_with_right_crc,
+        drop_image,
+        pickle_images,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:100_000]),
+        lambda path: path.write_bytes(b"not an archive"),
+    ],
+)
+def test_damaged_cache_is_rebuilt(small, damage, caplog):
+    small.check()
+    good = small.cache.read_bytes()
+    shutil.rmtree(small.served)  # it is rebuilt from the TFDS directory
+    damage(small.cache)
+    assert small.cache.read_bytes() != good
+    caplog.clear()
+    small.check()
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{small.cache} is damaged and is written anew"
+    ]
+    with np.load(small.cache) as rebuilt, np.load(io.BytesIO(good)) as original:
+        assert dict(rebuilt).keys() == dict(original).keys()
+        for key in original:
+            np.testing.assert_array_equal(rebuilt[key], original[key])
+
+
+def test_cache_of_another_dataset_is_not_taken(small, caplog):
+    small.check()
+    shutil.copy(small.cache, small.cache.with_name("fashion_mnist-3.0.1.npz"))
+    assert "another file" in error_of("fashion_mnist", "train", small.data_dir, small.served)
+
+
+def truncate(folder):
+    path = next(folder.glob("*train*"))
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def flip(folder):
+    path = next(folder.glob("*test*"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_info(folder):
+    (folder / "dataset_info.json").unlink()
+
+
+def lose_shard(folder):
+    next(folder.glob("*test*")).unlink()
+
+
+def as_tfrecord(folder):
+    path = folder / "dataset_info.json"
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+
+
+def more_examples(folder):
+    path = folder / "dataset_info.json"
+    path.write_text(path.read_text().replace('"300"', '"301"'))
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, lose_info, lose_shard, as_tfrecord, more_examples]
+)
+def test_unreadable_tfds_directory_stays_and_ours_is_made_beside_it(small, damage, caplog):
+    small.check()
+    before = {p: p.read_bytes() for p in small.folder.iterdir()}
+    damage(small.folder)
+    damaged = {p: p.read_bytes() for p in small.folder.iterdir()}
+    assert damaged != before
+    small.cache.unlink()
+    caplog.clear()
+    small.check()
+    assert {p: p.read_bytes() for p in small.folder.iterdir()} == damaged
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert message.startswith(f"cannot read {small.folder}") and "\n" not in message
+    assert len(tfds.builder_from_directory(small.own).as_data_source("train")) == 300
+    # The one beside is read again, and rebuilt when it is damaged too.
+    small.cache.unlink()
+    served = small.served.rename(small.served.with_name("away"))
+    small.check()
+    truncate(small.own)
+    small.cache.unlink()
+    small.check(source_dir=served)
+    assert len(tfds.builder_from_directory(small.own).as_data_source("train")) == 300
+
+
+@pytest.mark.parametrize("limit", [10_000, 60_000, 100_000, 250_000])
+def test_full_disk(small, limit):
+    """A limit on the size of files stands for a full disk: writes fail at some byte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        message = error_of("kmnist", "train", small.data_dir, small.served)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in message and "data_dir" in message and "MB free" in message
+    complete = [file for file in COMPLETE if not file.endswith("npz")]
+    assert files_below(small.data_dir) in (["jax_mnist/lock"], complete)
+    small.check()
+
+
+def test_leftovers_of_an_interrupted_run_are_cleared(small):
+    for path in (
+        small.data_dir / "jax_mnist" / "incomplete" / "kmnist" / "3.0.1" / "features.json",
+        small.data_dir / "jax_mnist" / "kmnist-3.0.1.incomplete",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    small.check()
+    assert files_below(small.data_dir) == COMPLETE
+
+
+def test_data_dir_that_cannot_be_written(small, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    message = error_of("kmnist", "train", file)
+    assert str(file) in message and "Not a directory" in message and "data_dir" in message
+
+
+def test_default_data_dir_is_that_of_tfds(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "named"))
+    datasets.load("kmnist", "test")
+    assert files_below(tmp_path / "named") == COMPLETE
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    datasets.load("kmnist", "test")
+    assert files_below(tmp_path / "home" / "tensorflow_datasets") == COMPLETE
