@@ -27,7 +27,7 @@ def base() -> ConfigDict:
             "data_dir": "",
             "source_dir": "",
             # Length.
-            "epochs": 20,
+            "epochs": 15,
             "batch_size": 128,
             # Normalisation: "batch" or "ghost"; the last two are GhostBatchNorm's.
             "norm": "batch",
@@ -36,7 +36,7 @@ def base() -> ConfigDict:
             "stats_update": "mean",
             # Optimiser.
             "schedule": "one_cycle",
-            "learning_rate": 0.1,
+            "learning_rate": 0.2,
             "momentum": 0.9,
             "nesterov": True,
             "l1": 0.0,

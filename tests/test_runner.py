@@ -1,0 +1,107 @@
+"""The host loop on a little of the real MNIST."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jax_mnist import config as config_lib
+from jax_mnist import datasets, history, runner, training
+
+
+def small_config(**fields) -> ConfigDict:
+    config = config_lib.base()
+    config.update(
+        train_split="train[:300]",
+        validation_split="test[:150]",
+        epochs=2,
+        batch_size=64,
+        norm="ghost",
+        ema=0.5,
+    )
+    config.update(**fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "deep" / "small"
+    return workdir, runner.train(small_config(), workdir, "small")
+
+
+def without_times(record):
+    metrics = {k: v for k, v in record["metrics"].items() if k != "seconds"}
+    return record | {"metrics": metrics}
+
+
+def test_the_same_config_and_seed_give_identical_histories(run, tmp_path):
+    _, record = run
+    again = runner.train(small_config(), tmp_path, "small")
+    jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(again))
+    other = runner.train(small_config(seed=1), tmp_path, "small")
+    assert not np.array_equal(record["metrics"]["train_loss"], other["metrics"]["train_loss"])
+
+
+def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
+    workdir, record = run
+    assert sorted(p.name for p in workdir.iterdir()) == ["history.pkl", "variables.msgpack"]
+    loaded = history.load(workdir / "history.pkl")
+    jax.tree.map(np.testing.assert_array_equal, loaded, record)
+    assert loaded["config"] == small_config().to_dict()
+    assert loaded["name"] == "small"
+    assert loaded["parameters"] == 8546
+    assert {"python", "jax", "flax", "optax"} <= set(loaded["packages"])
+    assert loaded["device"]["platform"] == jax.default_backend()
+
+
+def test_metrics_are_those_of_the_epochs(run):
+    metrics = run[1]["metrics"]
+    assert all(values.shape == (2,) for values in metrics.values())
+    steps = 300 // 64
+    # One cycle over 8 steps: 30 % of the way up by step 2; each epoch's last step is recorded.
+    for epoch in range(2):
+        progress = ((epoch + 1) * steps - 1 - 2) / 6
+        low, high = 0.1 / 250_000, 0.1
+        expected = low + (high - low) * (1 + np.cos(np.pi * progress)) / 2
+        np.testing.assert_allclose(metrics["learning_rate"][epoch], expected, rtol=1e-4)
+    assert (metrics["seconds"] > 0).all()
+
+
+def test_the_saved_variables_give_the_recorded_predictions(run):
+    workdir, record = run
+    network = runner.make_model(ConfigDict(record["config"]))
+    test = datasets.load("mnist", "test[:150]")
+    result = training.evaluate(network, runner.load_variables(workdir), test)
+    predictions = record["predictions"]
+    np.testing.assert_allclose(result.probabilities, predictions["probabilities"], atol=1e-6)
+    assert result.accuracy == record["metrics"]["validation_accuracy"][-1]
+    np.testing.assert_allclose(result.loss, record["metrics"]["validation_loss"][-1], rtol=1e-6)
+    np.testing.assert_array_equal(predictions["label"], test.labels)
+    wrong = np.flatnonzero(predictions["prediction"] != test.labels)
+    np.testing.assert_array_equal(record["mistakes"]["index"], wrong)
+    np.testing.assert_array_equal(record["mistakes"]["images"], test.images[wrong, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 301}, "config.batch_size must be at most the 300 training examples"),
+        ({"ghost_batch_size": 0}, "config.ghost_batch_size must be at least 1"),
+        ({"train_split": "tain"}, "bad split 'tain'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, message, tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises((config_lib.ConfigError, datasets.DatasetError), match=message) as error:
+        runner.train(small_config(**fields), workdir, "small")
+    assert "\n" not in str(error.value)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"\x93\x01\x02\x03"])
+def test_damaged_variables_are_refused(run, tmp_path, damage):
+    (tmp_path / "variables.msgpack").write_bytes(
+        damage((run[0] / "variables.msgpack").read_bytes())
+    )
+    with pytest.raises(ValueError, match="variables.msgpack"):
+        runner.load_variables(tmp_path)
