@@ -66,13 +66,12 @@ def make_recipe(
     return recipe, hyper
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str], name: str) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains, and writes `history.pkl` and `variables.msgpack` into `workdir`.
 
     Args:
       config: see `config.base`.
-      workdir: made if it does not exist.
-      name: of the experiment, for legends.
+      workdir: made if it does not exist; its last part names the run in legends.
 
     Returns:
       The record in `history.pkl`; see `history`.
@@ -83,6 +82,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], name: str) -> dic
     """
     config_lib.check(config)
     workdir = Path(workdir)
+    name = workdir.resolve().name
+    if not name.isprintable() or not 0 < len(name) <= 64:
+        raise config_lib.ConfigError(
+            f"workdir must end in a name of at most 64 printable characters; got {str(workdir)!r}"
+        )
     load = functools.partial(
         datasets.load,
         config.dataset,

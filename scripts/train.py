@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from jax_mnist import analysis, runner
 from jax_mnist.config import ConfigError
 from jax_mnist.datasets import DatasetError
+from jax_mnist.history import HistoryError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -41,12 +42,12 @@ def main(argv):
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     try:
-        record = runner.train(_CONFIG.value, workdir, name)
-    except (ConfigError, DatasetError, OSError) as error:
+        record = runner.train(_CONFIG.value, workdir)
+    except (ConfigError, DatasetError, HistoryError, OSError) as error:
         fail(error)
     summary = analysis.summary(record)
     print(
-        f"{name}: validation accuracy {summary.final_accuracy:.2%} at the last epoch, "
+        f"{record['name']}: validation accuracy {summary.final_accuracy:.2%} at the last epoch, "
         f"best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}; results in {workdir}/"
     )
 
