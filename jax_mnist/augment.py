@@ -12,6 +12,8 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
+from jax_mnist.xla import separate
+
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels
 
 
@@ -161,7 +163,7 @@ def augment(key: Array, image: Array, strengths: Strengths) -> Array:
     return normalize(x)
 
 
-@jax.jit
+@separate
 def augment_batch(key: Array, images: Array, strengths: Strengths) -> Array:
     """`augment` over uint8 `[batch, height, width, 1]`, each image with its own key."""
     keys = jax.random.split(key, len(images))

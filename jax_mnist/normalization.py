@@ -1,7 +1,7 @@
 """Ghost batch normalisation, a drop-in for `flax.linen.BatchNorm`."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,10 +15,10 @@ from jax.typing import ArrayLike, DTypeLike
 class GhostBatchNorm(nn.Module):
     """Batch normalisation over small "ghost" batches cut from the batch.
 
-    In training the batch is cut along its first axis into ghost batches of `ghost_batch_size`
-    examples, in order; where the size does not divide the batch, the last ghost batch is the
-    shorter remainder. Each is normalised with its own mean and (biased) variance. Inference uses
-    the running statistics, never cuts, and takes any batch size.
+    In training the batch is cut, along its first axis (or `batch_axis`), into ghost batches of
+    `ghost_batch_size` examples, in order; where the size does not divide the batch, the last ghost
+    batch is the shorter remainder. Each is normalised with its own mean and (biased) variance.
+    Inference uses the running statistics, never cuts, and takes any batch size.
 
     Constructor arguments, parameters (`scale`, `bias`), the `batch_stats` collection (`mean`,
     `var`) and the behaviour of `mask` and `dtype` are those of `flax.linen.BatchNorm`: one can
@@ -59,7 +59,7 @@ class GhostBatchNorm(nn.Module):
       ghost_batch_size: examples in a ghost batch, at least 1.
       stats_update: how a training step updates the running statistics, `'mean'` or
         `'sequential'`.
-      axis: the feature axis (or axes) of the input; not axis 0, which is the batch.
+      axis: the feature axis (or axes) of the input; not `batch_axis`.
       momentum: decay of the running statistics, `m` above.
       epsilon: added to the variance before its square root is taken.
       dtype: dtype of the result (default: inferred from the input and the parameters).
@@ -75,6 +75,7 @@ class GhostBatchNorm(nn.Module):
       use_fast_variance: compute the variance as `E[x²] - E[x]²` in one pass over the input, rather
         than as `E[(x - E[x])²]` in two, which is more accurate.
       force_float32_reductions: compute and keep the statistics in at least float32.
+      batch_axis: the axis of the input that is the batch.
     """
 
     use_running_average: bool | None = None
@@ -93,6 +94,7 @@ class GhostBatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    batch_axis: int = 0
 
     @nn.compact
     def __call__(
@@ -107,7 +109,8 @@ class GhostBatchNorm(nn.Module):
         As in `flax.linen.BatchNorm`, initialisation leaves the running statistics at 0 and 1.
 
         Args:
-          x: the input, batch first: `[batch, ..., features]`, or the features where `axis` says.
+          x: the input, `[batch, ..., features]`, or batch and features where `batch_axis` and
+            `axis` say.
           use_running_average: see the attribute of this name.
           mask: boolean, broadcastable to `x`: which entries the statistics are computed from. All
             entries are normalised.
@@ -116,7 +119,7 @@ class GhostBatchNorm(nn.Module):
           An array of the shape of `x`.
 
         Raises:
-          ValueError: `x` has fewer than two dimensions, `axis` names the batch axis,
+          ValueError: `x` has fewer than two dimensions, `axis` names the batch's axis,
             `ghost_batch_size` is less than 1, or `stats_update` is neither of the two rules.
         """
         x = jnp.asarray(x)
@@ -128,10 +131,12 @@ class GhostBatchNorm(nn.Module):
             )
         axis = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
         feature_axes = tuple(sorted(a % x.ndim if -x.ndim <= a < x.ndim else a for a in axis))
-        if x.ndim < 2 or not all(0 < a < x.ndim for a in feature_axes):
+        axes = (*feature_axes, self.batch_axis % max(x.ndim, 1))
+        if x.ndim < 2 or len(set(axes)) < len(axes) or not all(0 <= a < x.ndim for a in axes):
             raise ValueError(
-                "GhostBatchNorm needs an input of at least two dimensions, batch first, and a "
-                f"feature axis other than 0; got shape {x.shape} and axis={self.axis}"
+                "GhostBatchNorm needs an input of at least two dimensions and a feature axis other "
+                f"than the batch's; got shape {x.shape}, axis={self.axis} and "
+                f"batch_axis={self.batch_axis}"
             )
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
@@ -152,22 +157,49 @@ class GhostBatchNorm(nn.Module):
             else None
         )
 
-        def normalize(x: Array, mean: Array, var: Array) -> Array:
-            return _normalize(x, mean, var, scale, bias, self.epsilon, reduction_axes, self.dtype)
+        def normalize(x: Array, mean: Array, var: Array, axes: Sequence[int]) -> Array:
+            """With statistics that broadcast to `x`; `axes` are those that are not features."""
+            gamma, beta = (p if p is None else jnp.expand_dims(p, axes) for p in (scale, bias))
+            return _normalize(x, mean, var, gamma, beta, self.epsilon, self.dtype)
 
         if use_running_average:
-            return normalize(x, running_mean.value, running_var.value)
+            mean, var = (
+                jnp.expand_dims(r.value, reduction_axes) for r in (running_mean, running_var)
+            )
+            return normalize(x, mean, var, reduction_axes)
 
-        def batch_norm(x: Array, mask: Array | None) -> tuple[Array, Array, Array, Array]:
-            mean, var, count = _moments(
-                x, mask, reduction_axes, self.dtype, self.use_fast_variance,
-                self.force_float32_reductions,
-            )  # fmt: skip
-            return normalize(x, mean, var), mean, var, count
-
+        moments = functools.partial(
+            _moments,
+            axes=reduction_axes,
+            dtype=self.dtype,
+            use_fast_variance=self.use_fast_variance,
+            force_float32=self.force_float32_reductions,
+        )
         if mask is not None:
             mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-        y, mean, var, count = _map_ghost_batches(batch_norm, self.ghost_batch_size, x, mask)
+        batch_axis = self.batch_axis % x.ndim
+        # Of the ghost batches, [..., k, size, ...]: their axis, and the axes to reduce over.
+        ghost_features = [a if a < batch_axis else a + 1 for a in feature_axes]
+        ghost_axes = [a for a in range(x.ndim + 1) if a not in ghost_features]
+        place = sorted([batch_axis, *ghost_features]).index(batch_axis)
+        parts = []
+        for (first, last), size in _cuts(x.shape[batch_axis], self.ghost_batch_size):
+            part = lax.slice_in_dim(x, first, last, axis=batch_axis)
+            ghosts, ghosts_mask = _split(part, size, batch_axis), None
+            if mask is not None:
+                part_mask = lax.slice_in_dim(mask, first, last, axis=batch_axis)
+                ghosts_mask = _split(part_mask, size, batch_axis)
+            statistics = jax.vmap(moments, in_axes=batch_axis)(ghosts, ghosts_mask)
+            mean, var = (
+                jnp.expand_dims(
+                    jnp.moveaxis(s, 0, place), [a for a in ghost_axes if a != batch_axis]
+                )
+                for s in statistics[:2]
+            )
+            y = normalize(ghosts, mean, var, ghost_axes)
+            parts.append((y.reshape(part.shape), statistics))
+        y = jnp.concatenate([y for y, _ in parts], batch_axis)
+        mean, var, count = (jnp.concatenate(s) for s in zip(*(s for _, s in parts), strict=True))
         if not self.is_initializing():
             running_mean.value, running_var.value = self._updated_statistics(
                 (running_mean.value, running_var.value), (mean, var), count
@@ -204,24 +236,16 @@ class GhostBatchNorm(nn.Module):
         return new[0].astype(running[0].dtype), new[1].astype(running[1].dtype)
 
 
-def _map_ghost_batches(
-    batch_norm: Callable[..., tuple[Array, ...]], size: int, x: Array, mask: Array | None
-) -> tuple[Array, ...]:
-    """Applies `batch_norm` to each ghost batch.
+def _cuts(batch: int, size: int) -> list[tuple[tuple[int, int], int]]:
+    """The examples (first, last) that are whole ghost batches, with their size; the remainder."""
+    whole = batch // size * size
+    cuts = [((0, whole), size), ((whole, batch), batch - whole)]
+    return [((first, last), size) for (first, last), size in cuts if first < last]
 
-    Returns `(y, *statistics)`: `y` of the shape of `x`, the statistics with a leading axis k.
-    """
-    whole = len(x) // size if len(x) > size else 0  # ghost batches of full size, under vmap
-    cut = whole * size
-    parts = []
-    if whole:
-        ghosts = jax.tree.map(lambda a: a[:cut].reshape(whole, size, *a.shape[1:]), (x, mask))
-        y, *statistics = jax.vmap(batch_norm)(*ghosts)
-        parts.append((y.reshape(cut, *x.shape[1:]), *statistics))
-    if cut < len(x):
-        y, *statistics = batch_norm(*jax.tree.map(lambda a: a[cut:], (x, mask)))
-        parts.append((y, *(s[None] for s in statistics)))
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+def _split(a: Array, size: int, axis: int) -> Array:
+    """`[..., batch, ...]` as ghost batches, `[..., k, size, ...]`."""
+    return a.reshape(*a.shape[:axis], -1, size, *a.shape[axis + 1 :])
 
 
 def _moments(
@@ -260,15 +284,14 @@ def _normalize(
     scale: Array | None,
     bias: Array | None,
     epsilon: float,
-    axes: tuple[int, ...],
     dtype: DTypeLike | None,
 ) -> Array:
     """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the order of operations of Flax."""
-    multiplier = lax.rsqrt(jnp.expand_dims(var, axes) + epsilon)
+    multiplier = lax.rsqrt(var + epsilon)
     if scale is not None:
-        multiplier *= jnp.expand_dims(scale, axes)
-    y = (x - jnp.expand_dims(mean, axes)) * multiplier
+        multiplier *= scale
+    y = (x - mean) * multiplier
     if bias is not None:
-        y += jnp.expand_dims(bias, axes)
+        y += bias
     parameters = [p for p in (scale, bias) if p is not None]
     return y.astype(canonicalize_dtype(x, *parameters, dtype=dtype))

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jax_mnist import augment, datasets, history, model, training
+from jax_mnist import augment, datasets, history, model, training, xla
 from jax_mnist import config as config_lib
 from jax_mnist.normalization import GhostBatchNorm
 
@@ -103,6 +103,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]
         )
     workdir.mkdir(parents=True, exist_ok=True)
 
+    xla.configure()
     recipe, hyper = make_recipe(config, examples)
     print(model.layer_table(recipe.model), flush=True)
     data = jax.device_put(train_data)

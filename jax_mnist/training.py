@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jax_mnist import augment, optim
 from jax_mnist.datasets import Dataset
 from jax_mnist.model import CNN
+from jax_mnist.xla import COMPILER_OPTIONS
 
 
 @flax.struct.dataclass
@@ -128,8 +129,7 @@ def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
-def train_step(
+def _train_step(
     recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, index: ArrayLike
 ) -> tuple[TrainState, StepMetrics]:
     """One step on the examples `index` of `data`.
@@ -175,13 +175,18 @@ def train_step(
     )
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
+train_step = jax.jit(_train_step, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
+
+
+@functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
 def scan_epoch(
     recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
 ) -> tuple[TrainState, StepMetrics]:
     """`train_epoch` as one program."""
     return jax.lax.scan(
-        lambda state, index: train_step(recipe, hyper, state, data, index), state, order
+        lambda state, index: _train_step(recipe, hyper, state, data, index),
+        state,
+        jnp.asarray(order),
     )
 
 
@@ -227,7 +232,7 @@ def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, 
     return {"params": params, "batch_stats": batch_stats}
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model", compiler_options=COMPILER_OPTIONS)
 def predict(model: CNN, variables: dict[str, Any], images: Array) -> Array:
     """Log-probabilities, `[batch, 10]`, of uint8 images `[batch, 28, 28, 1]`."""
     x = augment.normalize(images.astype(jnp.float32) / 255)

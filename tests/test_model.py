@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from jax import lax
 
 from jax_mnist import model
@@ -70,20 +71,22 @@ def test_parameters_are_those_of_the_original():
 
 class OutputTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
-    def test_inference_is_the_plain_network(self):
-        logits = self.variant(functools.partial(model.CNN().apply, train=False))(
-            variables(), IMAGES
-        )
+    @parameterized.parameters(False, True)
+    def test_inference_is_the_plain_network(self, batch_last):
+        network = model.CNN(batch_last=batch_last)
+        logits = self.variant(functools.partial(network.apply, train=False))(variables(), IMAGES)
         chex.assert_shape(logits, (5, 10))
         chex.assert_trees_all_close(logits, plain(variables(), IMAGES, False), rtol=1e-4)
 
     @chex.variants(with_jit=True)
-    def test_training_is_the_plain_network_with_its_gradients(self):
+    @parameterized.parameters(False, True)
+    def test_training_is_the_plain_network_with_its_gradients(self, batch_last):
+        network = model.CNN(batch_last=batch_last)
         weights = np.random.default_rng(2).normal(size=(5, 10))
 
         def ours(params):
             v = variables() | {"params": params}
-            logits, _ = model.CNN().apply(v, IMAGES, train=True, mutable=["batch_stats"])
+            logits, _ = network.apply(v, IMAGES, train=True, mutable=["batch_stats"])
             return (logits * weights).sum()
 
         def theirs(params):
@@ -107,19 +110,31 @@ def test_initial_kernels_are_uniform_as_pytorchs():
 @pytest.mark.parametrize(
     "norm",
     [
+        functools.partial(nn.BatchNorm, momentum=0.9),
         functools.partial(GhostBatchNorm, ghost_batch_size=2),
         nn.LayerNorm,
         functools.partial(nn.GroupNorm, num_groups=None, group_size=2),
-        nn.InstanceNorm,
     ],
 )
-def test_any_norm_constructor(norm):
-    network = model.CNN(norm=norm)
-    logits, found = jax.eval_shape(
-        lambda: network.init_with_output(jax.random.key(0), IMAGES, train=True)
-    )
-    chex.assert_shape(logits, (5, 10))
+def test_any_norm_and_either_order_of_axes(norm):
+    """One network, whatever the order of its axes: outputs and running statistics."""
+    first, last = (model.CNN(norm=norm, batch_last=b) for b in (False, True))
+    found = jax.jit(functools.partial(first.init, train=False))(jax.random.key(0), IMAGES)
     assert model.parameter_count(found["params"]) == 8546
+
+    def trained(network):
+        apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])
+        return jax.jit(apply)(found, IMAGES)
+
+    (logits, stats), expected = trained(last), trained(first)
+    chex.assert_shape(logits, (5, 10))
+    chex.assert_trees_all_close((logits, stats), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_default_order_of_axes_is_the_backends():
+    x = jax.eval_shape(lambda: jnp.zeros((1, 28, 28, 1)))
+    lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)
+    assert ("convolution" in lowered.as_text()) == (jax.default_backend() != "cpu")
 
 
 def test_layer_table_is_the_originals():

@@ -298,6 +298,28 @@ def test_axis_index_groups_average_within_each_group():
     assert not np.allclose(first, second)
 
 
+@pytest.mark.parametrize("order", [(1, 3, 2, 0), (3, 1, 0, 2), (1, 0, 2, 3)])
+@pytest.mark.parametrize("size", [3, 5, 32])
+def test_batch_axis(order, size):
+    """The same numbers whatever the order of the axes, with a mask and without."""
+    x, variables = inputs(SHAPE), variables_for(6)
+    mask = np.random.default_rng(3).random(SHAPE) < 0.7
+    plain = GhostBatchNorm(ghost_batch_size=size)
+    moved = GhostBatchNorm(
+        ghost_batch_size=size, axis=order.index(3), batch_axis=order.index(0) - 4
+    )
+    for m in (None, mask):
+        expected, expected_stats = train(plain, variables, x, mask=m)
+        y, stats = train(
+            moved, variables, x.transpose(order), mask=m if m is None else m.transpose(order)
+        )
+        np.testing.assert_allclose(y, expected.transpose(order), atol=2e-5)
+        chex.assert_trees_all_close(stats, expected_stats, atol=1e-5)
+    y = moved.apply(variables, x.transpose(order), use_running_average=True)
+    expected = plain.apply(variables, x, use_running_average=True)
+    np.testing.assert_allclose(y, expected.transpose(order), atol=1e-5)
+
+
 def test_initialisation_leaves_the_running_statistics_alone():
     x = inputs(SHAPE)
     norm = GhostBatchNorm(ghost_batch_size=5, axis_name="not_mapped_during_init")
@@ -310,8 +332,9 @@ def test_initialisation_leaves_the_running_statistics_alone():
     [
         ({"ghost_batch_size": 0}, SHAPE, "ghost_batch_size must be at least 1, got 0"),
         ({"stats_update": "median"}, SHAPE, "'mean' or 'sequential', got 'median'"),
-        ({"axis": 0}, SHAPE, "feature axis other than 0"),
-        ({"axis": 4}, SHAPE, "feature axis other than 0"),
+        ({"axis": 0}, SHAPE, "feature axis other than the batch"),
+        ({"axis": 4}, SHAPE, "feature axis other than the batch"),
+        ({"axis": 1, "batch_axis": -3}, SHAPE, "feature axis other than the batch"),
         ({}, (12,), "at least two dimensions"),
     ],
 )

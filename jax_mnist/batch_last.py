@@ -1,0 +1,156 @@
+"""Convolution and pooling with the batch as the last axis: what XLA's CPU backend does fast.
+
+XLA's own CPU convolution is slow where there are few channels, above all for the gradient of the
+kernel. With arrays laid out as `[height, channels, width, batch]` every operation of this network
+is a sum of products of whole vectors of examples, which XLA compiles to plain vector loops. Three
+things keep those loops fast, each worth a factor of two or more:
+
+- Each loop stays by itself (`xla.separate`). Otherwise XLA repeats it inside everything that reads
+  its result.
+- A sum is `_PARTIAL_SUMS` interleaved sums, so that an addition need not wait for the one before.
+- What one loop reads fits a core's caches (`_MAX_TERMS`, `_MAX_ROWS`, `_MAX_POSITIONS`).
+
+`model.CNN` uses these on a CPU and `lax`'s convolution elsewhere; the numbers are the same.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jax_mnist.xla import separate
+
+_PARTIAL_SUMS = 4
+_MAX_TERMS = 90  # products in one loop of `_correlate`
+_MAX_ROWS, _MAX_POSITIONS = 6, 52  # of the output, in one loop of `_kernel_gradient`
+
+
+def _sum(terms: list[Array]) -> Array:
+    number = min(_PARTIAL_SUMS, len(terms))
+    parts = [functools.reduce(jnp.add, terms[i::number]) for i in range(number)]
+    return functools.reduce(jnp.add, parts)
+
+
+@jax.custom_vjp
+def convolve(x: Array, kernel: Array) -> Array:
+    """Convolution without padding, stride 1, in the sense of `lax.conv_general_dilated`.
+
+    Args:
+      x: `[height, channels, width, batch]`.
+      kernel: `[rows, columns, channels, features]`.
+
+    Returns:
+      `[height - rows + 1, features, width - columns + 1, batch]`.
+    """
+    return _correlate(x, kernel)
+
+
+def _correlate(x: Array, kernel: Array) -> Array:
+    rows, columns, channels, _ = kernel.shape
+    loops = -(-channels * rows * columns // _MAX_TERMS)
+    bounds = np.linspace(0, channels, loops + 1).astype(int)
+    y = None
+    for first, last in itertools.pairwise(bounds.tolist()):
+        y = _add_channels(y, x, kernel, first, last)
+    return y  # type: ignore[return-value]
+
+
+@functools.partial(separate, static_argnums=(3, 4))
+def _add_channels(y: Array | None, x: Array, kernel: Array, first: int, last: int) -> Array:
+    """`y` plus what the input channels from `first` up to `last` add to the output."""
+    rows, columns, _, _ = kernel.shape
+    height, width = x.shape[0] - rows + 1, x.shape[2] - columns + 1
+    terms = [
+        x[i : i + height, c : c + 1, j : j + width] * kernel[i, j, c][:, None, None]
+        for c in range(first, last)
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return _sum(terms) if y is None else y + _sum(terms)
+
+
+def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
+    """`sum over positions and examples of x dy`, in blocks of positions."""
+    height, features, width, batch = dy.shape
+    channels = x.shape[1]
+    block_height = _largest_divisor(height, _MAX_ROWS)
+    block_width = _largest_divisor(width, _MAX_POSITIONS // block_height)
+    x_shape = (block_height + rows - 1, channels, block_width + columns - 1, batch)
+    dy_shape = (block_height, features, block_width, batch)
+
+    def add_block(total: Array, corner: ArrayLike) -> tuple[Array, None]:
+        h, w = jnp.asarray(corner)
+        x_block = lax.dynamic_slice(x, (h, 0, w, 0), x_shape)
+        dy_block = lax.dynamic_slice(dy, (h, 0, w, 0), dy_shape)
+        return _add_positions(total, x_block, dy_block), None
+
+    corners = np.mgrid[0:height:block_height, 0:width:block_width].reshape(2, -1).T
+    total = jnp.zeros((features, rows, channels, columns, batch), dy.dtype)
+    total, _ = lax.scan(add_block, total, jnp.asarray(corners, jnp.int32))
+    return total.sum(-1).transpose(1, 3, 2, 0)
+
+
+@separate
+def _add_positions(total: Array, x: Array, dy: Array) -> Array:
+    _, rows, _, columns, _ = total.shape
+    height, _, width, _ = dy.shape
+    terms = [
+        x[h : h + rows, :, w : w + columns] * dy[h, :, None, None, w : w + 1]
+        for h in range(height)
+        for w in range(width)
+    ]
+    return total + _sum(terms)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
+
+
+def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _correlate(x, kernel), (x, kernel)
+
+
+def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows, columns, _, _ = kernel.shape
+    border = [(rows - 1, rows - 1), (0, 0), (columns - 1, columns - 1), (0, 0)]
+    dx = _correlate(jnp.pad(dy, border), kernel[::-1, ::-1].swapaxes(2, 3))
+    return dx, _kernel_gradient(x, dy, rows, columns)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """Maximum over windows of 2x2, stride 2, of `[height, channels, width, batch]`.
+
+    Of values that tie, the first in the window is given the gradient, as `flax.linen.max_pool`
+    does.
+    """
+    return _max_pool_forward(x)[0]
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, Array]:
+    y, place = x[::2, :, ::2], jnp.zeros((), jnp.uint8)
+    for n in (1, 2, 3):
+        part = x[n // 2 :: 2, :, n % 2 :: 2]
+        place = jnp.where(part > y, jnp.uint8(n), place)
+        y = jnp.maximum(y, part)
+    return y, place
+
+
+def _max_pool_backward(place: Array, dy: Array) -> tuple[Array]:
+    height, channels, width, batch = dy.shape
+    window = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 1, 2, 1)
+    # Axes: [height, row of the window, channels, width, column of the window, batch].
+    here = place[:, None, :, :, None] == window
+    dx = jnp.where(here, dy[:, None, :, :, None], 0)
+    return (dx.reshape(2 * height, channels, 2 * width, batch),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
