@@ -31,8 +31,8 @@ _MAX_ROWS, _MAX_POSITIONS = 6, 52  # of the output, in one loop of `_kernel_grad
 
 def _sum(terms: list[Array]) -> Array:
     number = min(_PARTIAL_SUMS, len(terms))
-    parts = [functools.reduce(jnp.add, terms[i::number]) for i in range(number)]
-    return functools.reduce(jnp.add, parts)
+    parts = [functools.reduce(lax.add, terms[i::number]) for i in range(number)]
+    return functools.reduce(lax.add, parts)
 
 
 @jax.custom_vjp
@@ -62,14 +62,17 @@ def _correlate(x: Array, kernel: Array) -> Array:
 @functools.partial(separate, static_argnums=(3, 4))
 def _add_channels(y: Array | None, x: Array, kernel: Array, first: int, last: int) -> Array:
     """`y` plus what the input channels from `first` up to `last` add to the output."""
-    rows, columns, _, _ = kernel.shape
-    height, width = x.shape[0] - rows + 1, x.shape[2] - columns + 1
-    terms = [
-        x[i : i + height, c : c + 1, j : j + width] * kernel[i, j, c][:, None, None]
-        for c in range(first, last)
-        for i in range(rows)
-        for j in range(columns)
-    ]
+    rows, columns, _, features = kernel.shape
+    height, width, batch = x.shape[0] - rows + 1, x.shape[2] - columns + 1, x.shape[3]
+    # lax.split: separate slices take twice as long to trace and lower.
+    ones = (1,) * (last - first)
+    terms = []
+    for i in range(rows):
+        for j in range(columns):
+            window = lax.slice(x, (i, first, j, 0), (i + height, last, j + width, batch))
+            weights = lax.slice_in_dim(kernel[i, j], first, last).reshape(-1, features, 1, 1)
+            pairs = zip(lax.split(window, ones, axis=1), lax.split(weights, ones), strict=True)
+            terms += [window * weight for window, weight in pairs]
     return _sum(terms) if y is None else y + _sum(terms)
 
 
@@ -96,14 +99,15 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
 
 @separate
 def _add_positions(total: Array, x: Array, dy: Array) -> Array:
-    _, rows, _, columns, _ = total.shape
+    features, rows, channels, columns, batch = total.shape
     height, _, width, _ = dy.shape
+    dy = dy.reshape(height, features, 1, 1, width, batch)
     terms = [
-        x[h : h + rows, :, w : w + columns] * dy[h, :, None, None, w : w + 1]
-        for h in range(height)
-        for w in range(width)
+        lax.slice(x, (h, 0, w, 0), (h + rows, channels, w + columns, batch)) * dy_there
+        for h, dy_row in enumerate(lax.split(dy, (1,) * height))
+        for w, dy_there in enumerate(lax.split(dy_row, (1,) * width, axis=4))
     ]
-    return total + _sum(terms)
+    return total + _sum(terms)[0]
 
 
 def _largest_divisor(number: int, most: int) -> int:

@@ -1,0 +1,329 @@
+"""Times this program and its PyTorch peers, alternating, on the same images.
+
+python scripts/benchmark.py                 # a table; the peers need pip install -e '.[benchmark]'
+python scripts/benchmark.py --json          # one JSON object
+python scripts/benchmark.py --scale         # how time and memory grow with batch and ghost size
+
+Each contestant is a process of its own, which does nothing while another is measured. An epoch is
+468 training steps on 128 images, augmented, and the evaluation of the 10,000 test images. The first
+epoch of each contestant is not counted.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+BATCH = 128
+
+
+# The contestants. Each is a function of the data (a dict of arrays, or None where it loads its
+# own) and the number of training steps, and gives two functions: `first_step()`, which takes one
+# step, and `epoch()`, which takes them all and evaluates, giving the accuracy.
+
+
+def ours(norm, batch_size=BATCH, **fields):
+    def prepare(data, steps):
+        import jax
+
+        from jax_mnist import config, datasets, runner, training, xla
+
+        xla.configure()
+        settings = config.base()
+        settings.update({"norm": norm, "batch_size": batch_size, **fields})
+        train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
+        recipe, hyper = runner.make_recipe(settings, len(train.images))
+        train_data, test_data = jax.device_put((train, test))
+        state = training.init(recipe, hyper, 0)
+
+        def train_steps(number):
+            nonlocal state
+            epoch = int(state.step)  # any number that differs from call to call
+            order = training.epoch_order(state.key, epoch, len(train.images), batch_size)
+            order = np.asarray(order)[:number]
+            state, metrics = training.train_epoch(recipe, hyper, state, train_data, order)
+            return jax.device_get(metrics)
+
+        def epoch():
+            train_steps(steps)
+            variables = training.inference_variables(hyper, state)
+            return training.evaluate(recipe.model, variables, test_data).accuracy
+
+        return lambda: train_steps(1), epoch
+
+    return prepare
+
+
+def torch_loader(data, steps):
+    from peers import torch_loader
+
+    return torch_loader.prepare(data, steps)
+
+
+def torch_resident(**options):
+    def prepare(data, steps):
+        from peers import torch_resident
+
+        return torch_resident.prepare(data, steps, **options)
+
+    return prepare
+
+
+CONTESTANTS = {
+    "jax_mnist, bn": ours("batch"),
+    "jax_mnist, gbn": ours("ghost"),
+    "torch, compiled": torch_resident(compiled=True, channels_last=False),
+    "torch, compiled, channels last": torch_resident(compiled=True, channels_last=True),
+    "torch, eager": torch_resident(compiled=False, channels_last=False),
+    "torch, DataLoader": torch_loader,
+}
+BATCH_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+GHOST_SIZES = (8, 16, 32, 64, 128)
+SCALE = {f"batch {n}": ours("batch", n) for n in BATCH_SIZES} | {
+    f"batch 128, ghosts of {n}": ours("ghost", ghost_batch_size=n) for n in GHOST_SIZES
+}
+
+
+def work(name, steps, folder):
+    """A contestant's process: obeys lines on stdin, answers with JSON lines on stdout."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    arrays = None
+    if name in CONTESTANTS and not name.startswith("jax_mnist"):
+        arrays = {path.stem: np.load(path) for path in Path(folder).glob("*.npy")}
+    first_step, epoch = (CONTESTANTS | SCALE)[name](arrays, steps)
+    first_step()
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        if line.strip() == "epoch":
+            accuracy = epoch()
+            answer = {"seconds": time.perf_counter() - start, "accuracy": accuracy}
+        else:
+            answer = {"megabytes": peak_memory(name)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def peak_memory(name):
+    """Of the device where it has memory of its own, else of the process and its largest child."""
+    if name.startswith("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 1e6
+    else:
+        import jax
+
+        if (stats := jax.devices()[0].memory_stats()) and "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"] / 1e6
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1e3
+
+
+class Worker:
+    """A contestant's process, as seen from the one that measures."""
+
+    def __init__(self, name, steps, folder):
+        start = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, "--steps", str(steps), "--data", folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+        self.first_step = time.perf_counter() - start
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("benchmark.py: a contestant failed; its error is above")
+        return json.loads(line)
+
+    def ask(self, line):
+        print(line, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(names, steps, rounds, folder):
+    """Rounds of one epoch each; gives a dict of results per name."""
+    workers, results = {}, {}
+    for name in names:
+        print(f"starting {name}", file=sys.stderr, flush=True)
+        workers[name] = Worker(name, steps, folder)
+        workers[name].ask("epoch")  # a later compilation, caches: not counted
+        results[name] = {"first_step_seconds": workers[name].first_step, "epoch_seconds": []}
+    for number in range(rounds):
+        for name, worker in workers.items():
+            print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
+            answer = worker.ask("epoch")
+            results[name]["epoch_seconds"].append(answer["seconds"])
+            results[name]["accuracy"] = answer["accuracy"]
+    for name, worker in workers.items():
+        results[name]["peak_megabytes"] = worker.ask("memory")["megabytes"]
+        worker.close()
+    return results
+
+
+def second_start(names, steps, folder):
+    """Seconds to the first step of a second run, whose compiled programs are on disk."""
+    seconds = {}
+    for name in names:
+        worker = Worker(name, steps, folder)
+        seconds[name] = worker.first_step
+        worker.close()
+    return seconds
+
+
+def ceilings():
+    """Of this machine: GFLOP/s of a large float32 product, GB/s of a large copy."""
+    import jax
+    import jax.numpy as jnp
+
+    def best(function, *arguments):
+        jax.block_until_ready(function(*arguments))
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    n = 2048
+    square, long = jnp.ones((n, n)), jnp.ones(2**26)
+    return {
+        "gflops": 2 * n**3 / best(jax.jit(jnp.matmul), square, square) / 1e9,
+        "gigabytes_per_second": 2 * long.nbytes / best(jax.jit(lambda x: x + 1), long) / 1e9,
+    }
+
+
+def floor():
+    """Operations and bytes that one image costs at least in one training step.
+
+    Operations: two per product of a convolution and its two gradients (of the first layer, one).
+    Bytes: each convolution's output and its gradient written once and read once, in float32.
+    """
+    from jax_mnist import model
+
+    operations = outputs = 0
+    shape, channels = 28, 1
+    for number, layer in enumerate(model.LAYERS):
+        shape -= layer.size - 1
+        products = shape**2 * layer.size**2 * channels * layer.features
+        operations += 2 * products * (2 if number == 0 else 3)
+        outputs += shape**2 * layer.features
+        channels = layer.features
+        shape = shape // 2 if "max-pool 2x2" in layer.then else shape
+        shape = 1 if "average-pool 4x4" in layer.then else shape
+    return {"operations": operations, "bytes": 4 * 4 * outputs}
+
+
+def versions():
+    packages = ("jax", "jaxlib", "flax", "torch")
+    found = {p: metadata.version(p) for p in packages if importlib.util.find_spec(p)}
+    return {"python": platform.python_version()} | found
+
+
+def spread(values):
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def table(results, images, reference):
+    """A Markdown table; ratios are medians over the rounds of one contestant by the other."""
+    rows = [
+        ["", "seconds an epoch", "images/s", f"time of {reference}", "first step, s", "again, s",
+         "peak MB"],
+    ]  # fmt: skip
+    rows.append(["---"] * len(rows[0]))
+    for name, result in results.items():
+        if "missing" in result:
+            rows.append([name, result["missing"], "", "", "", "", ""])
+            continue
+        seconds = result["epoch_seconds"]
+        pairs = zip(seconds, results[reference]["epoch_seconds"], strict=True)
+        rows.append(
+            [
+                name,
+                spread(seconds),
+                f"{images / statistics.median(seconds):,.0f}",
+                f"{statistics.median(a / b for a, b in pairs):.2f}",
+                f"{result['first_step_seconds']:.1f}",
+                f"{result['again_seconds']:.1f}" if "again_seconds" in result else "",
+                f"{result['peak_megabytes']:,.0f}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="epochs measured of each (5)")
+    parser.add_argument("--steps", type=int, default=60_000 // BATCH, help="training steps (468)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--scale", action="store_true", help="measure batch and ghost sizes")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or not 1 <= arguments.steps <= 60_000 // BATCH:
+        parser.error(f"--rounds must be at least 1, --steps from 1 to {60_000 // BATCH}")
+    if arguments.worker:
+        work(arguments.worker, arguments.steps, arguments.data)
+        return
+
+    from jax_mnist import datasets
+
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "test"):
+            data = datasets.load("mnist", split)
+            np.save(Path(folder) / f"{split}_images.npy", data.images)
+            np.save(Path(folder) / f"{split}_labels.npy", data.labels)
+        report = {"cores": os.cpu_count(), "versions": versions(), "steps": arguments.steps}
+        if arguments.scale:
+            reference, results = "batch 128", {}
+            for name, batch in [(n, int(n.split()[1].strip(","))) for n in SCALE]:
+                steps = max(1, arguments.steps * BATCH // batch)
+                results |= measure([name], steps, arguments.rounds, folder)
+        else:
+            reference = "jax_mnist, bn"
+            torch_there = importlib.util.find_spec("torch") is not None
+            names = [n for n in CONTESTANTS if torch_there or not n.startswith("torch")]
+            results = measure(names, arguments.steps, arguments.rounds, folder)
+            for name, seconds in second_start(names, arguments.steps, folder).items():
+                results[name]["again_seconds"] = seconds
+            missing = {"missing": "missing: pip install -e '.[benchmark]'"}
+            results |= {n: missing for n in CONTESTANTS if n not in names}
+        report |= {"results": results, "ceilings": ceilings(), "floor_per_image": floor()}
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    images = arguments.steps * BATCH
+    print(table(results, images, reference))
+    seconds = statistics.median(results[reference]["epoch_seconds"])
+    need, most = report["floor_per_image"], report["ceilings"]
+    rate, traffic = (images * need[k] / seconds / 1e9 for k in ("operations", "bytes"))
+    print(
+        f"\n{reference}: {rate:.0f} GFLOP/s of {most['gflops']:.0f} in a large product, "
+        f"{traffic:.1f} GB/s at least of {most['gigabytes_per_second']:.0f} in a large copy "
+        f"(an image costs {need['operations'] / 1e6:.2f} MFLOP and {need['bytes'] / 1e3:.0f} kB).\n"
+        f"{report['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    )
+
+
+if __name__ == "__main__":
+    main()

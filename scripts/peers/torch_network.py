@@ -1,0 +1,45 @@
+"""The network, its optimiser and what both PyTorch peers do alike."""
+
+import torch
+from torch import nn
+
+# Kernel size, output channels and what follows: R(eLU), N(orm), max-P(ool), A(verage pool).
+LAYERS = (
+    (3, 10, "RN"), (3, 16, "RN"), (1, 10, "NRP"), (3, 10, "RN"), (1, 32, "NR"), (1, 10, "RN"),
+    (3, 10, "RN"), (1, 32, "NR"), (1, 10, "RN"), (3, 14, "RN"), (3, 16, "RNA"), (1, 10, ""),
+)  # fmt: skip
+MEAN, STD = 0.1307, 0.3081
+BATCH, EPOCHS = 128, 15
+EVALUATION_BATCH = 1000
+
+
+def make_network():
+    modules, channels = [], 1
+    for size, features, then in LAYERS:
+        modules.append(nn.Conv2d(channels, features, size, bias=False))
+        channels = features
+        for letter in then:
+            match letter:
+                case "R":
+                    modules.append(nn.ReLU())
+                case "N":
+                    modules.append(nn.BatchNorm2d(channels))
+                case "P":
+                    modules.append(nn.MaxPool2d(2))
+                case "A":
+                    modules.append(nn.AvgPool2d(4))
+    return nn.Sequential(*modules, nn.Flatten())
+
+
+def make_optimizer(network, steps, fused):
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.2, momentum=0.9, nesterov=True, fused=fused
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.2, total_steps=steps * EPOCHS * 10, cycle_momentum=False
+    )
+    return optimizer, schedule
+
+
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,96 @@
+"""The fastest PyTorch that we know to write: data on the device, augmented by batches, compiled."""
+
+import math
+
+import torch
+from peers.torch_network import (
+    BATCH,
+    EVALUATION_BATCH,
+    MEAN,
+    STD,
+    device,
+    make_network,
+    make_optimizer,
+)
+from torch.nn import functional
+
+
+def augment(images):
+    """Jitter 0.1, rotation 7 degrees and normalisation of uint8 `[batch, 1, 28, 28]`."""
+    x = images.float().div(255)
+    n = len(x)
+    brightness, contrast = (
+        torch.empty(n, 1, 1, 1, device=x.device).uniform_(0.9, 1.1) for _ in range(2)
+    )
+
+    def with_contrast(x):
+        return (contrast * x + (1 - contrast) * x.mean((1, 2, 3), keepdim=True)).clamp(0, 1)
+
+    x = torch.where(
+        torch.rand(n, 1, 1, 1, device=x.device) < 0.5,
+        with_contrast((x * brightness).clamp(0, 1)),
+        (with_contrast(x) * brightness).clamp(0, 1),
+    )
+    angle = torch.empty(n, device=x.device).uniform_(-math.radians(7), math.radians(7))
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
+    grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
+    x = functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=True)
+    return (x - MEAN) / STD
+
+
+def prepare(data, steps, compiled, channels_last):
+    """See `benchmark.CONTESTANTS`."""
+    where = device()
+    if where.type == "cuda":  # as JAX does by default
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    arrays = {k: torch.from_numpy(a).to(where) for k, a in data.items()}
+    train_images, test_images = (
+        arrays[f"{split}_images"].permute(0, 3, 1, 2).contiguous() for split in ("train", "test")
+    )
+    train_labels, test_labels = (arrays[f"{split}_labels"].long() for split in ("train", "test"))
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    network = make_network().to(where, memory_format=memory)
+    optimizer, schedule = make_optimizer(network, steps, fused=True)
+
+    def loss_of(images, labels):
+        x = augment(images).contiguous(memory_format=memory)
+        logits = network(x)
+        correct = (logits.argmax(1) == labels).sum()
+        return functional.cross_entropy(logits, labels), correct
+
+    def predict(images):
+        x = ((images.float() / 255) - MEAN) / STD
+        return network(x.contiguous(memory_format=memory)).softmax(1)
+
+    if compiled:
+        mode = "max-autotune" if where.type == "cuda" else "default"
+        loss_of = torch.compile(loss_of, mode=mode)
+        predict = torch.compile(predict, mode=mode)
+
+    def train_batch(index):
+        loss, correct = loss_of(train_images[index], train_labels[index])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        return loss.detach().clone(), correct.clone()
+
+    def first_step():
+        train_batch(torch.randperm(len(train_labels), device=where)[:BATCH])[0].item()
+
+    def epoch():
+        network.train()
+        order = torch.randperm(len(train_labels), device=where)[: steps * BATCH].view(steps, -1)
+        metrics = [train_batch(index) for index in order]
+        losses, correct = (torch.stack(m).float().mean().item() for m in zip(*metrics, strict=True))
+        assert math.isfinite(losses + correct)
+        network.eval()
+        with torch.no_grad():
+            probabilities = torch.cat(
+                [predict(x).cpu() for x in test_images.split(EVALUATION_BATCH)]
+            )
+        return (probabilities.argmax(1) == test_labels.cpu()).float().mean().item()
+
+    return first_step, epoch
