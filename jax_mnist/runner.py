@@ -21,7 +21,7 @@ from jax_mnist import config as config_lib
 from jax_mnist.normalization import GhostBatchNorm
 
 HISTORY, VARIABLES = "history.pkl", "variables.msgpack"
-STEPS_PER_UPDATE = 25  # of the progress bar, where steps are driven from Python
+MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
 
 
 def make_model(config: ConfigDict) -> model.CNN:
@@ -64,6 +64,12 @@ def make_recipe(
         ),
     )
     return recipe, hyper
+
+
+def steps_per_call(steps: int) -> int:
+    """How many of an epoch's steps one call of `training.train_epoch` takes: a divisor."""
+    most = MAX_STEPS_PER_CALL if jax.default_backend() == "cpu" else steps
+    return max(n for n in range(1, min(steps, most) + 1) if steps % n == 0)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]
     data = jax.device_put(train_data)
     validation = jax.device_put(validation_data)
     state = training.init(recipe, hyper, config.seed)
-    chunk = STEPS_PER_UPDATE if jax.default_backend() == "cpu" else steps
+    chunk = steps_per_call(steps)
     epochs = []
     with tqdm(
         total=config.epochs * steps * config.batch_size,

@@ -180,25 +180,10 @@ train_step = jax.jit(_train_step, static_argnames="recipe", compiler_options=COM
 
 
 @functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
-def scan_epoch(
+def train_epoch(
     recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
 ) -> tuple[TrainState, StepMetrics]:
-    """`train_epoch` as one program."""
-    return jax.lax.scan(
-        lambda state, index: _train_step(recipe, hyper, state, data, index),
-        state,
-        jnp.asarray(order),
-    )
-
-
-def train_epoch(
-    recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: np.ndarray
-) -> tuple[TrainState, StepMetrics]:
-    """A step for each row of `order`, which is an epoch or a part of one.
-
-    On a CPU the steps are driven from Python: inside a loop XLA's CPU backend does not use its
-    fast convolutions, and a step takes ten times as long (github.com/jax-ml/jax/issues/12868).
-    Elsewhere the whole epoch is one program.
+    """A step for each row of `order`, an epoch or a part of one, in one program.
 
     Args:
       recipe: static.
@@ -210,13 +195,11 @@ def train_epoch(
     Returns:
       The state after the last step, and the metrics with a leading axis of steps.
     """
-    if jax.default_backend() != "cpu":
-        return scan_epoch(recipe, hyper, state, data, order)
-    metrics = []
-    for index in order:
-        state, step_metrics = train_step(recipe, hyper, state, data, index)
-        metrics.append(step_metrics)
-    return state, jax.tree.map(lambda *steps: np.stack(steps), *metrics)
+    return jax.lax.scan(
+        lambda state, index: _train_step(recipe, hyper, state, data, index),
+        state,
+        jnp.asarray(order),
+    )
 
 
 def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:

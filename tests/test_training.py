@@ -125,12 +125,15 @@ def test_training_repeats_and_depends_on_the_seed(data):
     assert not np.array_equal(losses, run(data, seed=1)[1])
 
 
-def test_a_loop_of_steps_and_one_program_agree(data):
-    """What a CPU and what a GPU does."""
-    state = training.init(RECIPE, HYPER, 0)
+def test_an_epoch_is_its_steps_one_by_one(data):
+    looped = state = training.init(RECIPE, HYPER, 0)
     order = np.asarray(training.epoch_order(state.key, 0, EXAMPLES, BATCH))[:2]
-    looped, metrics = training.train_epoch(RECIPE, HYPER, state, data, order)
-    scanned, scan_metrics = training.scan_epoch(RECIPE, HYPER, state, data, order)
+    metrics = []
+    for index in order:
+        looped, step_metrics = training.train_step(RECIPE, HYPER, looped, data, index)
+        metrics.append(step_metrics)
+    scanned, scan_metrics = training.train_epoch(RECIPE, HYPER, state, data, order)
+    metrics = jax.tree.map(lambda *steps: np.stack(steps), *metrics)
     chex.assert_trees_all_close(metrics, scan_metrics, atol=1e-4)
     chex.assert_trees_all_close(looped.params, scanned.params, atol=1e-4)
     assert scanned.step == looped.step == 2
@@ -138,12 +141,12 @@ def test_a_loop_of_steps_and_one_program_agree(data):
 
 def test_one_compilation_serves_every_step_and_every_strength(data):
     run(data, epochs=1)
-    compiled = training.train_step._cache_size()
+    compiled = training.train_epoch._cache_size()
     run(data, epochs=2)
     run(data, hyper=HYPER.replace(l1=0.0, l2=0.5, learning_rate=0.01, momentum=0.5), epochs=1)
     same = RECIPE._replace(model=RECIPE.model.clone())
     run(data, recipe=same, epochs=1)
-    assert training.train_step._cache_size() == compiled
+    assert training.train_epoch._cache_size() == compiled
 
 
 def test_training_learns(data):
