@@ -1,5 +1,10 @@
-"""Four CPU devices, so that what is spread over devices is tested on several."""
+"""Four CPU devices, and compiled programs shared between the processes of one test run."""
+
+import os
+import tempfile
 
 import chex
 
 chex.set_n_cpu_devices(4)
+_cache = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name

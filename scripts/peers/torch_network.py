@@ -28,7 +28,9 @@ def make_network():
                     modules.append(nn.MaxPool2d(2))
                 case "A":
                     modules.append(nn.AvgPool2d(4))
-    return nn.Sequential(*modules, nn.Flatten())
+    network = nn.Sequential(*modules, nn.Flatten())
+    assert sum(p.numel() for p in network.parameters()) == 8546
+    return network
 
 
 def make_optimizer(network, steps, fused):
