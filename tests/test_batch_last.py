@@ -41,7 +41,7 @@ def test_the_networks_convolutions(size, channels, features, kernel):
     check_convolution(size, size, channels, features, kernel, kernel, batch=32)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(1, 4), st.integers(1, 4), st.integers(0, 13), st.integers(0, 13),
     st.integers(1, 24), st.integers(1, 5), st.integers(1, 19),
