@@ -82,8 +82,8 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
     """`sum over positions and examples of x dy`, in blocks of positions."""
     height, features, width, batch = dy.shape
     channels = x.shape[1]
-    block_height = _largest_divisor(height, _MAX_ROWS)
-    block_width = _largest_divisor(width, _MAX_POSITIONS // block_height)
+    block_height = largest_divisor(height, _MAX_ROWS)
+    block_width = largest_divisor(width, _MAX_POSITIONS // block_height)
     x_shape = (block_height + rows - 1, channels, block_width + columns - 1, batch)
     dy_shape = (block_height, features, block_width, batch)
 
@@ -112,7 +112,8 @@ def _add_positions(total: Array, x: Array, dy: Array) -> Array:
     return total + _sum(terms)[0]
 
 
-def _largest_divisor(number: int, most: int) -> int:
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
     return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 

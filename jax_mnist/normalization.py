@@ -130,8 +130,11 @@ class GhostBatchNorm(nn.Module):
                 f"stats_update must be 'mean' or 'sequential', got {self.stats_update!r}"
             )
         axis = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
-        feature_axes = tuple(sorted(a % x.ndim if -x.ndim <= a < x.ndim else a for a in axis))
-        axes = (*feature_axes, self.batch_axis % max(x.ndim, 1))
+        batch_axis, *feature_axes = (
+            a % x.ndim if -x.ndim <= a < x.ndim else a for a in (self.batch_axis, *axis)
+        )
+        feature_axes.sort()
+        axes = [batch_axis, *feature_axes]
         if x.ndim < 2 or len(set(axes)) < len(axes) or not all(0 <= a < x.ndim for a in axes):
             raise ValueError(
                 "GhostBatchNorm needs an input of at least two dimensions and a feature axis other "
@@ -177,7 +180,6 @@ class GhostBatchNorm(nn.Module):
         )
         if mask is not None:
             mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-        batch_axis = self.batch_axis % x.ndim
         # Of the ghost batches, [..., k, size, ...]: their axis, and the axes to reduce over.
         ghost_features = [a if a < batch_axis else a + 1 for a in feature_axes]
         ghost_axes = [a for a in range(x.ndim + 1) if a not in ghost_features]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from jax_mnist import augment, datasets, history, model, training, xla
 from jax_mnist import config as config_lib
+from jax_mnist.batch_last import largest_divisor
 from jax_mnist.normalization import GhostBatchNorm
 
 HISTORY, VARIABLES = "history.pkl", "variables.msgpack"
@@ -69,7 +70,7 @@ def make_recipe(
 def steps_per_call(steps: int) -> int:
     """How many of an epoch's steps one call of `training.train_epoch` takes: a divisor."""
     most = MAX_STEPS_PER_CALL if jax.default_backend() == "cpu" else steps
-    return max(n for n in range(1, min(steps, most) + 1) if steps % n == 0)
+    return largest_divisor(steps, most)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ BATCH = 128
 
 
 # The contestants. Each is a function of the data (a dict of arrays, or None where it loads its
-# own) and the number of training steps, and gives two functions: `first_step()`, which takes a
-# step (ours the 26 of one call), and `epoch()`, which takes them all and evaluates, giving the
-# accuracy.
+# own) and the number of training steps on 128 images, and gives two functions: `first_step()`,
+# which takes a step (ours the 26 of one call), and `epoch()`, which takes them all and evaluates,
+# giving the accuracy.
 
 
 def ours(norm, batch_size=BATCH, **fields):
@@ -41,6 +41,7 @@ def ours(norm, batch_size=BATCH, **fields):
 
         from jax_mnist import config, datasets, runner, training, xla
 
+        steps = max(1, steps * BATCH // batch_size)  # as many images
         xla.configure()
         settings = config.base()
         settings.update({"norm": norm, "batch_size": batch_size, **fields})
@@ -307,9 +308,8 @@ def main():
         report = {"cores": os.cpu_count(), "versions": versions(), "steps": arguments.steps}
         if arguments.scale:
             reference, results = "batch 128", {}
-            for name, batch in [(n, int(n.split()[1].strip(","))) for n in SCALE]:
-                steps = max(1, arguments.steps * BATCH // batch)
-                results |= measure([name], steps, arguments.rounds, folder)
+            for name in SCALE:
+                results |= measure([name], arguments.steps, arguments.rounds, folder)
         else:
             reference = "jax_mnist, bn"
             torch_there = importlib.util.find_spec("torch") is not None

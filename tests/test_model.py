@@ -130,6 +130,24 @@ def test_any_norm_and_either_order_of_axes(norm):
     chex.assert_trees_all_close((logits, stats), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        functools.partial(GhostBatchNorm, ghost_batch_size=2),
+        nn.LayerNorm,
+        functools.partial(nn.GroupNorm, num_groups=None, group_size=2),
+        nn.InstanceNorm,
+    ],
+)
+def test_any_norm_constructor(norm):
+    network = model.CNN(norm=norm)
+    logits, found = jax.eval_shape(
+        lambda: network.init_with_output(jax.random.key(0), IMAGES, train=True)
+    )
+    chex.assert_shape(logits, (5, 10))
+    assert model.parameter_count(found["params"]) == 8546
+
+
 def test_the_default_order_of_axes_is_the_backends():
     x = jax.eval_shape(lambda: jnp.zeros((1, 28, 28, 1)))
     lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)

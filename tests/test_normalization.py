@@ -125,7 +125,7 @@ class AgainstNumpyTest(chex.TestCase):
         np.testing.assert_allclose(to_params["bias"], dbeta, rtol=1e-5, atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     batch=st.integers(1, 20),
     size=st.integers(1, 25),
@@ -144,7 +144,7 @@ def test_every_ghost_batch_has_mean_0_and_variance_1(batch, size, inner, seed):
         np.testing.assert_allclose(ghost.var(0), 0 if len(ghost) == 1 else 1, atol=1e-3)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kept=st.lists(st.booleans(), min_size=7, max_size=7),
     size=st.integers(1, 8),
@@ -334,6 +334,7 @@ def test_initialisation_leaves_the_running_statistics_alone():
         ({"stats_update": "median"}, SHAPE, "'mean' or 'sequential', got 'median'"),
         ({"axis": 0}, SHAPE, "feature axis other than the batch"),
         ({"axis": 4}, SHAPE, "feature axis other than the batch"),
+        ({"batch_axis": 4}, SHAPE, "feature axis other than the batch"),
         ({"axis": 1, "batch_axis": -3}, SHAPE, "feature axis other than the batch"),
         ({}, (12,), "at least two dimensions"),
     ],

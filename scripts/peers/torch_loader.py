@@ -8,15 +8,7 @@ import random
 
 import numpy as np
 import torch
-from peers.torch_network import (
-    BATCH,
-    EVALUATION_BATCH,
-    MEAN,
-    STD,
-    device,
-    make_network,
-    make_optimizer,
-)
+from peers import torch_network as common
 from PIL import Image, ImageEnhance
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -49,12 +41,12 @@ class Images(Dataset):
         if self.train:
             image = random_rotation(color_jitter(image))
         x = torch.from_numpy(np.array(image)).float().div(255)
-        return x.sub(MEAN).div(STD)[None], int(self.labels[index])
+        return x.sub(common.MEAN).div(common.STD)[None], int(self.labels[index])
 
 
 def prepare(data, steps):
     """See `benchmark.CONTESTANTS`."""
-    where = device()
+    where = common.device()
     options = {
         "num_workers": min(4, os.cpu_count()),
         "persistent_workers": True,
@@ -62,11 +54,11 @@ def prepare(data, steps):
     }
     train = Images(data["train_images"], data["train_labels"], True)
     test = Images(data["test_images"], data["test_labels"], False)
-    sampler = RandomSampler(train, num_samples=steps * BATCH)
-    train_loader = DataLoader(train, BATCH, sampler=sampler, drop_last=True, **options)
-    test_loader = DataLoader(test, EVALUATION_BATCH, **options)
-    network = make_network().to(where)
-    optimizer, schedule = make_optimizer(network, steps, fused=False)
+    sampler = RandomSampler(train, num_samples=steps * common.BATCH)
+    train_loader = DataLoader(train, common.BATCH, sampler=sampler, drop_last=True, **options)
+    test_loader = DataLoader(test, common.EVALUATION_BATCH, **options)
+    network = common.make_network().to(where)
+    optimizer, schedule = common.make_optimizer(network, steps, fused=False)
 
     def train_batch(x, y):
         x, y = x.to(where, non_blocking=True), y.to(where, non_blocking=True)

@@ -3,15 +3,7 @@
 import math
 
 import torch
-from peers.torch_network import (
-    BATCH,
-    EVALUATION_BATCH,
-    MEAN,
-    STD,
-    device,
-    make_network,
-    make_optimizer,
-)
+from peers import torch_network as common
 from torch.nn import functional
 
 
@@ -36,12 +28,12 @@ def augment(images):
     theta = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
     grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
     x = functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=True)
-    return (x - MEAN) / STD
+    return (x - common.MEAN) / common.STD
 
 
 def prepare(data, steps, compiled, channels_last):
     """See `benchmark.CONTESTANTS`."""
-    where = device()
+    where = common.device()
     if where.type == "cuda":  # as JAX does by default
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -51,8 +43,8 @@ def prepare(data, steps, compiled, channels_last):
     )
     train_labels, test_labels = (arrays[f"{split}_labels"].long() for split in ("train", "test"))
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    network = make_network().to(where, memory_format=memory)
-    optimizer, schedule = make_optimizer(network, steps, fused=True)
+    network = common.make_network().to(where, memory_format=memory)
+    optimizer, schedule = common.make_optimizer(network, steps, fused=True)
 
     def loss_of(images, labels):
         x = augment(images).contiguous(memory_format=memory)
@@ -61,7 +53,7 @@ def prepare(data, steps, compiled, channels_last):
         return functional.cross_entropy(logits, labels), correct
 
     def predict(images):
-        x = ((images.float() / 255) - MEAN) / STD
+        x = ((images.float() / 255) - common.MEAN) / common.STD
         return network(x.contiguous(memory_format=memory)).softmax(1)
 
     if compiled:
@@ -78,18 +70,20 @@ def prepare(data, steps, compiled, channels_last):
         return loss.detach().clone(), correct.clone()
 
     def first_step():
-        train_batch(torch.randperm(len(train_labels), device=where)[:BATCH])[0].item()
+        train_batch(torch.randperm(len(train_labels), device=where)[: common.BATCH])[0].item()
 
     def epoch():
         network.train()
-        order = torch.randperm(len(train_labels), device=where)[: steps * BATCH].view(steps, -1)
+        order = torch.randperm(len(train_labels), device=where)[: steps * common.BATCH].view(
+            steps, -1
+        )
         metrics = [train_batch(index) for index in order]
         losses, correct = (torch.stack(m).float().mean().item() for m in zip(*metrics, strict=True))
         assert math.isfinite(losses + correct)
         network.eval()
         with torch.no_grad():
             probabilities = torch.cat(
-                [predict(x).cpu() for x in test_images.split(EVALUATION_BATCH)]
+                [predict(x).cpu() for x in test_images.split(common.EVALUATION_BATCH)]
             )
         return (probabilities.argmax(1) == test_labels.cpu()).float().mean().item()
 
