@@ -19,7 +19,9 @@ def base() -> ConfigDict:
     """
     config = ConfigDict(
         {
+            # Replica r of `replicas` is the run of seed + r.
             "seed": 0,
+            "replicas": 1,
             # Data. Splits are TFDS's: "train[:50000]". No folder means TFDS's default.
             "dataset": "mnist",
             "train_split": "train",
@@ -58,6 +60,7 @@ def base() -> ConfigDict:
 # Of each number: its least and greatest value, and whether the greatest is itself allowed.
 _RANGES = {
     "seed": (0, 2**31, False),
+    "replicas": (1, 10_000, True),
     "epochs": (1, 100_000, True),
     "batch_size": (1, 1_000_000, True),
     "norm_momentum": (0, 1, False),
@@ -83,6 +86,13 @@ _CHOICES = {
 }
 
 
+# What may differ between replicas of one compiled program.
+PER_REPLICA = (
+    *("seed", "learning_rate", "momentum", "l1", "l2", "ema"),
+    *("brightness", "contrast", "rotation", "shift", "scale", "shear"),
+)
+
+
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError`, naming the field, unless every value can be trained with."""
     for name, (low, high, closed) in _RANGES.items():
@@ -90,6 +100,8 @@ def check(config: ConfigDict) -> None:
         if not (low <= value < high or (closed and value == high)):  # so written, NaN fails too
             bound = "finite" if high == math.inf else f"{'at most' if closed else 'below'} {high:,}"
             raise ConfigError(f"config.{name} must be at least {low} and {bound}; got {value}")
+    if config.seed + config.replicas > 2**31:
+        raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
     for name, choices in _CHOICES.items():
         if config[name] not in choices:
             raise ConfigError(

@@ -1,13 +1,14 @@
 """The host loop: from a config to a trained model, its history and its files."""
 
 import functools
+import operator
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.serialization
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from jax_mnist import augment, datasets, history, model, training, xla
 from jax_mnist import config as config_lib
 from jax_mnist.batch_last import largest_divisor
+from jax_mnist.history import Record
 from jax_mnist.normalization import GhostBatchNorm
 
 HISTORY, VARIABLES = "history.pkl", "variables.msgpack"
@@ -67,21 +69,45 @@ def make_recipe(
     return recipe, hyper
 
 
-def steps_per_call(steps: int) -> int:
+def steps_per_call(steps: int, replicas: int = 1) -> int:
     """How many of an epoch's steps one call of `training.train_epoch` takes: a divisor."""
-    most = MAX_STEPS_PER_CALL if jax.default_backend() == "cpu" else steps
-    return largest_divisor(steps, most)
+    most = MAX_STEPS_PER_CALL // replicas if jax.default_backend() == "cpu" else steps
+    return largest_divisor(steps, max(1, most))
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Trains, and writes `history.pkl` and `variables.msgpack` into `workdir`.
+class Run(NamedTuple):
+    """A training run: one seed of one config.
+
+    Attributes:
+      name: what legends call it.
+      config: see `config.base`; of a single replica.
+      workdir: the folder of its files, made if it does not exist.
+    """
+
+    name: str
+    config: ConfigDict
+    workdir: Path
+
+
+def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
+    """The runs of a config: in `workdir`, or each in `workdir/seed-N` if there are several."""
+    runs = []
+    for seed in range(config.seed, config.seed + config.replicas):
+        one = config.copy_and_resolve_references()
+        one.update(seed=seed, replicas=1)
+        runs.append(Run(name, one, workdir / f"seed-{seed}" if config.replicas > 1 else workdir))
+    return runs
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Record]:
+    """Trains every replica of a config, and writes the files of each; see `train_together`.
 
     Args:
       config: see `config.base`.
-      workdir: made if it does not exist; its last part names the run in legends.
+      workdir: its last part names the run in legends. For the files, see `replicas`.
 
     Returns:
-      The record in `history.pkl`; see `history`.
+      The records, by seed.
 
     Raises:
       ConfigError: a value cannot be trained with; nothing was computed.
@@ -94,6 +120,69 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]
         raise config_lib.ConfigError(
             f"workdir must end in a name of at most 64 printable characters; got {str(workdir)!r}"
         )
+    print(model.layer_table(make_model(config)), flush=True)
+    with tqdm(
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        delay=0.1,  # not before the first word
+        bar_format="{desc} |{bar}| {rate_fmt}, {remaining} left{postfix}",
+    ) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.set_description(f"epoch {progress.epoch}/{config.epochs}", refresh=False)
+            bar.set_postfix_str(progress.metrics, refresh=False)
+            bar.update(progress.images)
+            bar.refresh()
+
+        return train_together(replicas(name, config, workdir), show)
+
+
+class Progress(NamedTuple):
+    """What `train_together` says before an epoch, and after each call into the compiled program.
+
+    Attributes:
+      epoch: counted from 1.
+      images: trained on since the last word, over all runs.
+      total: images of the whole training, over all runs.
+      metrics: of the last complete epoch, in words, over all runs.
+    """
+
+    epoch: int
+    images: int
+    total: int
+    metrics: str
+
+
+def can_train_together(runs: Sequence[Run]) -> bool:
+    """Whether the runs differ only in what replicas of one compiled program may differ in."""
+    shared = [
+        {k: v for k, v in run.config.items() if k not in config_lib.PER_REPLICA}
+        | {"averages": run.config.ema > 0}
+        for run in runs
+    ]
+    return all(fields == shared[0] for fields in shared)
+
+
+def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> list[Record]:
+    """Trains runs as the replicas of one program, and writes the files of each.
+
+    In each run's folder that is `history.pkl`, see `history`, and before it `variables.msgpack`,
+    see `load_variables`. An epoch's seconds are shared evenly by the runs.
+
+    Args:
+      runs: at least one; `can_train_together` holds.
+      show: called with the progress.
+
+    Returns:
+      The records in the history files.
+
+    Raises:
+      ConfigError: the batch is larger than the training set; nothing was computed.
+      DatasetError: the data cannot be had.
+    """
+    config = runs[0].config
     load = functools.partial(
         datasets.load,
         config.dataset,
@@ -108,82 +197,99 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]
             f"config.batch_size must be at most the {examples} training examples of "
             f"{config.train_split!r}; got {config.batch_size}"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        run.workdir.mkdir(parents=True, exist_ok=True)
 
     xla.configure()
-    recipe, hyper = make_recipe(config, examples)
-    print(model.layer_table(recipe.model), flush=True)
+    recipe = make_recipe(config, examples)[0]
     data = jax.device_put(train_data)
     validation = jax.device_put(validation_data)
-    state = training.init(recipe, hyper, config.seed)
-    chunk = steps_per_call(steps)
+    hyper, state = training.init_replicas(
+        recipe,
+        [make_recipe(run.config, examples)[1] for run in runs],
+        [r.config.seed for r in runs],
+    )
+    epoch_orders = jax.vmap(
+        functools.partial(training.epoch_order, examples=examples, batch_size=config.batch_size),
+        in_axes=(0, None),
+    )
+    chunk = steps_per_call(steps, len(runs))
     epochs = []
-    with tqdm(
-        total=config.epochs * steps * config.batch_size,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        bar_format="{desc} |{bar}| {rate_fmt}, {remaining} left{postfix}",
-    ) as bar:
-        for epoch in range(config.epochs):
-            start = time.perf_counter()
-            bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
-            order = np.asarray(training.epoch_order(state.key, epoch, examples, config.batch_size))
-            metrics = []
-            for first in range(0, steps, chunk):
-                part = order[first : first + chunk]
-                state, chunk_metrics = training.train_epoch(recipe, hyper, state, data, part)
-                metrics.append(jax.device_get(chunk_metrics))
-                bar.update(part.size)
-            variables = training.inference_variables(hyper, state)
-            evaluation = training.evaluate(recipe.model, variables, validation)
-            loss, accuracy, learning_rate = (np.concatenate(m) for m in zip(*metrics, strict=True))
-            epochs.append(
-                {
-                    "train_loss": loss.mean(dtype=np.float64),
-                    "train_accuracy": accuracy.mean(dtype=np.float64),
-                    "validation_loss": evaluation.loss,
-                    "validation_accuracy": evaluation.accuracy,
-                    "learning_rate": learning_rate[-1],
-                    "seconds": time.perf_counter() - start,
-                }
-            )
-            bar.set_postfix_str(
-                f"training loss {epochs[-1]['train_loss']:.4f}, "
-                f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.2%}"
-            )
+    words = ""
+    for epoch in range(config.epochs):
+        start = time.perf_counter()
+        orders = np.asarray(epoch_orders(state.key, epoch))
+        show(Progress(epoch + 1, 0, config.epochs * orders.size, words))
+        chunks = []
+        for first in range(0, steps, chunk):
+            part = orders[:, first : first + chunk]
+            state, metrics = training.train_epoch(recipe, hyper, state, data, part)
+            chunks.append(jax.device_get(metrics))
+            show(Progress(epoch + 1, part.size, config.epochs * orders.size, words))
+        loss, accuracy, rate = (np.concatenate(m, axis=1) for m in zip(*chunks, strict=True))
+        variables = jax.vmap(training.inference_variables)(hyper, state)
+        evaluations = training.evaluate_replicas(recipe.model, variables, validation)
+        epochs.append(
+            {
+                "train_loss": loss.mean(1, dtype=np.float64),
+                "train_accuracy": accuracy.mean(1, dtype=np.float64),
+                "validation_loss": [e.loss for e in evaluations],
+                "validation_accuracy": [e.accuracy for e in evaluations],
+                "learning_rate": rate[:, -1],
+                "seconds": np.full(len(runs), (time.perf_counter() - start) / len(runs)),
+            }
+        )
+        mean = {key: np.mean(values) for key, values in epochs[-1].items()}
+        words = (
+            f"training loss {mean['train_loss']:.4f}, validation loss "
+            f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
+        )
+    show(Progress(config.epochs, 0, config.epochs * orders.size, words))
 
+    metrics_of_all = {
+        key: np.array([epoch[key] for epoch in epochs], np.float64) for key in epochs[0]
+    }
+    variables = jax.device_get(variables)
+    records = []
+    for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
+        variables_of_run = jax.tree.map(operator.itemgetter(number), variables)
+        history.write_atomically(
+            run.workdir / VARIABLES, flax.serialization.msgpack_serialize(variables_of_run)
+        )
+        metrics_of_run = {key: values[:, number] for key, values in metrics_of_all.items()}
+        parameters = model.parameter_count(variables_of_run["params"])
+        records.append(_record(run, parameters, metrics_of_run, evaluation, validation_data))
+        history.save(run.workdir / HISTORY, records[-1])
+    return records
+
+
+def _record(
+    run: Run,
+    parameters: int,
+    metrics: dict[str, np.ndarray],
+    evaluation: training.Evaluation,
+    validation: datasets.Dataset,
+) -> Record:
     prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
-    wrong = np.flatnonzero(prediction != validation_data.labels).astype(np.int32)
+    wrong = np.flatnonzero(prediction != validation.labels).astype(np.int32)
     device = jax.devices()[0]
-    record = {
+    return {
         "schema": history.SCHEMA,
-        "name": name,
-        "config": config.to_dict(),
-        "seed": config.seed,
-        "parameters": model.parameter_count(state.params),
-        "metrics": {
-            key: np.array([epoch[key] for epoch in epochs], np.float64) for key in epochs[0]
-        },
+        "name": run.name,
+        "config": run.config.to_dict(),
+        "seed": run.config.seed,
+        "parameters": parameters,
+        "metrics": metrics,
         "predictions": {
-            "label": validation_data.labels.astype(np.int32),
+            "label": validation.labels.astype(np.int32),
             "prediction": prediction,
             "probabilities": evaluation.probabilities.astype(np.float32),
         },
-        "mistakes": {"index": wrong, "images": validation_data.images[wrong, :, :, 0]},
-        "label_names": list(datasets.label_names(config.dataset)),
+        "mistakes": {"index": wrong, "images": validation.images[wrong, :, :, 0]},
+        "label_names": list(datasets.label_names(run.config.dataset)),
         "packages": _package_versions(),
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": 1,
-        },
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": 1},
     }
-    history.write_atomically(
-        workdir / VARIABLES, flax.serialization.msgpack_serialize(jax.device_get(variables))
-    )
-    history.save(workdir / HISTORY, record)
-    return record
 
 
 def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Training as pure functions: `state, data -> state, metrics`."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -115,6 +116,18 @@ def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
     )
 
 
+def init_replicas(
+    recipe: Recipe, hypers: Sequence[Hyperparameters], seeds: Sequence[int]
+) -> tuple[Hyperparameters, TrainState]:
+    """`init` for several replicas.
+
+    Returns:
+      The hyper-parameters and the states, each leaf with a leading axis of replicas.
+    """
+    hyper = jax.tree.map(lambda *values: jnp.stack([jnp.float32(v) for v in values]), *hypers)
+    return hyper, jax.vmap(functools.partial(init, recipe))(hyper, jnp.asarray(seeds))
+
+
 def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array:
     """The order in which an epoch visits the examples.
 
@@ -179,27 +192,45 @@ def _train_step(
 train_step = jax.jit(_train_step, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
 
 
+def _over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps over a leading axis of every argument: together, but on a CPU one after another.
+
+    A CPU gains nothing from wider arrays, which leave its caches.
+    """
+
+    def mapped(*args: Any) -> Any:
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda args: function(*args), args)
+        return jax.vmap(function)(*args)
+
+    return mapped
+
+
 @functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
 def train_epoch(
     recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
 ) -> tuple[TrainState, StepMetrics]:
-    """A step for each row of `order`, an epoch or a part of one, in one program.
+    """An epoch or a part of one, of several replicas, in one program.
 
     Args:
       recipe: static.
-      hyper: values.
-      state: before the first step.
-      data: on the device.
-      order: int32 `[steps, batch]`, from `epoch_order`.
+      hyper: values, each with a leading axis of replicas.
+      state: before the first step, with a leading axis of replicas; see `init_replicas`.
+      data: on the device, common to all replicas.
+      order: int32 `[replicas, steps, batch]`, of each replica from `epoch_order`.
 
     Returns:
-      The state after the last step, and the metrics with a leading axis of steps.
+      The states after the last step, and the metrics `[replicas, steps]`.
     """
-    return jax.lax.scan(
-        lambda state, index: _train_step(recipe, hyper, state, data, index),
-        state,
-        jnp.asarray(order),
-    )
+
+    def train_one(
+        hyper: Hyperparameters, state: TrainState, order: Array
+    ) -> tuple[TrainState, StepMetrics]:
+        return jax.lax.scan(
+            lambda state, index: _train_step(recipe, hyper, state, data, index), state, order
+        )
+
+    return _over_replicas(train_one)(hyper, state, jnp.asarray(order))
 
 
 def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:
@@ -218,24 +249,46 @@ def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, 
 
 @functools.partial(jax.jit, static_argnames="model", compiler_options=COMPILER_OPTIONS)
 def predict(model: CNN, variables: dict[str, Any], images: Array) -> Array:
-    """Log-probabilities, `[batch, 10]`, of uint8 images `[batch, 28, 28, 1]`."""
+    """Log-probabilities of images.
+
+    Args:
+      model: static.
+      variables: `{"params": ..., "batch_stats": ...}` with a leading axis of replicas.
+      images: uint8 `[batch, 28, 28, 1]`.
+
+    Returns:
+      float32 `[replicas, batch, 10]`.
+    """
     x = augment.normalize(images.astype(jnp.float32) / 255)
-    logits: Any = model.apply(variables, x, train=False)
-    return jax.nn.log_softmax(logits)
+
+    def predict_one(variables: dict[str, Any]) -> Array:
+        logits: Any = model.apply(variables, x, train=False)
+        return jax.nn.log_softmax(logits)
+
+    return _over_replicas(predict_one)(variables)
+
+
+def evaluate_replicas(
+    model: CNN, variables: dict[str, Any], data: Dataset, batch_size: int = 200
+) -> list[Evaluation]:
+    """`evaluate` of each replica: `variables` have a leading axis of replicas."""
+    batches = [
+        predict(model, variables, data.images[start : start + batch_size])
+        for start in range(0, len(data.images), batch_size)
+    ]
+    labels = np.asarray(data.labels)
+    return [
+        Evaluation(
+            loss=float(-log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64)),
+            accuracy=float((log_probabilities.argmax(-1) == labels).mean()),
+            probabilities=np.exp(log_probabilities),
+        )
+        for log_probabilities in np.concatenate([np.asarray(b) for b in batches], axis=1)
+    ]
 
 
 def evaluate(
     model: CNN, variables: dict[str, Any], data: Dataset, batch_size: int = 200
 ) -> Evaluation:
     """Mean loss, accuracy and probabilities over all of `data`, in batches of `batch_size`."""
-    batches = [
-        predict(model, variables, data.images[start : start + batch_size])
-        for start in range(0, len(data.images), batch_size)
-    ]
-    log_probabilities = np.concatenate([np.asarray(b) for b in batches])
-    labels = np.asarray(data.labels)
-    return Evaluation(
-        loss=float(-log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64)),
-        accuracy=float((log_probabilities.argmax(-1) == labels).mean()),
-        probabilities=np.exp(log_probabilities),
-    )
+    return evaluate_replicas(model, jax.tree.map(lambda v: v[None], variables), data, batch_size)[0]

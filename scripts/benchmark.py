@@ -48,23 +48,23 @@ def ours(norm, batch_size=BATCH, **fields):
         train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
         recipe, hyper = runner.make_recipe(settings, len(train.images))
         train_data, test_data = jax.device_put((train, test))
-        state = training.init(recipe, hyper, 0)
+        hyper, state = training.init_replicas(recipe, [hyper], [0])
 
         chunk = runner.steps_per_call(steps)
         epochs = itertools.count()
 
         def train_epoch(calls=None):
             nonlocal state
-            order = training.epoch_order(state.key, next(epochs), len(train.images), batch_size)
-            parts = np.asarray(order)[:steps].reshape(-1, chunk, batch_size)[:calls]
+            order = training.epoch_order(state.key[0], next(epochs), len(train.images), batch_size)
+            parts = np.asarray(order)[:steps].reshape(-1, 1, chunk, batch_size)[:calls]
             for part in parts:
                 state, metrics = training.train_epoch(recipe, hyper, state, train_data, part)
                 jax.device_get(metrics)
 
         def epoch():
             train_epoch()
-            variables = training.inference_variables(hyper, state)
-            return training.evaluate(recipe.model, variables, test_data).accuracy
+            variables = jax.vmap(training.inference_variables)(hyper, state)
+            return training.evaluate_replicas(recipe.model, variables, test_data)[0].accuracy
 
         return lambda: train_epoch(calls=1), epoch
 

@@ -42,14 +42,17 @@ def main(argv):
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     try:
-        record = runner.train(_CONFIG.value, workdir)
+        records = runner.train(_CONFIG.value, workdir)
     except (ConfigError, DatasetError, HistoryError, OSError) as error:
         fail(error)
-    summary = analysis.summary(record)
-    print(
-        f"{record['name']}: validation accuracy {summary.final_accuracy:.2%} at the last epoch, "
-        f"best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}; results in {workdir}/"
-    )
+    for record in records:
+        summary = analysis.summary(record)
+        of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
+        print(
+            f"{record['name']}{of_seed}: validation accuracy {summary.final_accuracy:.2%} at the "
+            f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
+        )
+    print(f"results in {workdir}/")
 
 
 if __name__ == "__main__":

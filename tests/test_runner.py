@@ -28,7 +28,7 @@ def small_config(**fields) -> ConfigDict:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "deep" / "small"
-    return workdir, runner.train(small_config(), workdir)
+    return workdir, *runner.train(small_config(), workdir)
 
 
 def without_times(record):
@@ -38,10 +38,28 @@ def without_times(record):
 
 def test_the_same_config_and_seed_give_identical_histories(run, tmp_path):
     _, record = run
-    again = runner.train(small_config(), tmp_path / "small")
+    (again,) = runner.train(small_config(), tmp_path / "small")
     jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(again))
-    other = runner.train(small_config(seed=1), tmp_path / "small")
+    (other,) = runner.train(small_config(seed=1), tmp_path / "small")
     assert not np.array_equal(record["metrics"]["train_loss"], other["metrics"]["train_loss"])
+
+
+def test_each_replica_is_the_run_of_its_own_seed(run, tmp_path):
+    records = runner.train(small_config(replicas=2), tmp_path / "small")
+    assert [record["seed"] for record in records] == [0, 1]
+    runner.train(small_config(seed=1), tmp_path / "alone" / "small")
+    alone = [run[1], history.load(tmp_path / "alone" / "small" / "history.pkl")]
+    for record, expected in zip(records, alone, strict=True):
+        loaded = history.load(tmp_path / "small" / f"seed-{record['seed']}" / "history.pkl")
+        jax.tree.map(np.testing.assert_array_equal, loaded, record)
+        assert record["config"] == expected["config"] and record["name"] == "small"
+        for name, values in without_times(expected)["metrics"].items():
+            np.testing.assert_allclose(record["metrics"][name], values, rtol=0.02, err_msg=name)
+        np.testing.assert_allclose(
+            record["predictions"]["probabilities"],
+            expected["predictions"]["probabilities"],
+            atol=0.01,
+        )
 
 
 def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):

@@ -45,13 +45,13 @@ def data():
 
 
 def run(data, recipe=RECIPE, hyper=HYPER, seed=0, epochs=2):
-    state = training.init(recipe, hyper, seed)
+    hyper, state = training.init_replicas(recipe, [hyper], [seed])
     losses = []
     for epoch in range(epochs):
-        order = training.epoch_order(state.key, epoch, EXAMPLES, BATCH)
-        state, metrics = training.train_epoch(recipe, hyper, state, data, np.asarray(order))
-        losses.append(metrics.loss)
-    return state, np.concatenate(losses)
+        order = training.epoch_order(state.key[0], epoch, EXAMPLES, BATCH)
+        state, metrics = training.train_epoch(recipe, hyper, state, data, np.asarray(order)[None])
+        losses.append(metrics.loss[0])
+    return jax.tree.map(lambda leaf: leaf[0], state), np.concatenate(losses)
 
 
 def test_an_epoch_visits_each_example_at_most_once_and_drops_the_remainder():
@@ -126,13 +126,16 @@ def test_training_repeats_and_depends_on_the_seed(data):
 
 
 def test_an_epoch_is_its_steps_one_by_one(data):
-    looped = state = training.init(RECIPE, HYPER, 0)
-    order = np.asarray(training.epoch_order(state.key, 0, EXAMPLES, BATCH))[:2]
+    hyper, state = training.init_replicas(RECIPE, [HYPER], [0])
+    looped = training.init(RECIPE, HYPER, 0)
+    order = np.asarray(training.epoch_order(looped.key, 0, EXAMPLES, BATCH))[:2]
     metrics = []
     for index in order:
         looped, step_metrics = training.train_step(RECIPE, HYPER, looped, data, index)
         metrics.append(step_metrics)
-    scanned, scan_metrics = training.train_epoch(RECIPE, HYPER, state, data, order)
+    scanned, scan_metrics = jax.tree.map(
+        lambda leaf: leaf[0], training.train_epoch(RECIPE, hyper, state, data, order[None])
+    )
     metrics = jax.tree.map(lambda *steps: np.stack(steps), *metrics)
     chex.assert_trees_all_close(metrics, scan_metrics, atol=1e-4)
     chex.assert_trees_all_close(looped.params, scanned.params, atol=1e-4)

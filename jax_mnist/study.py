@@ -1,0 +1,190 @@
+"""Many runs: the study of all variants, sweeps over hyper-parameters."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jax_mnist import config as config_lib
+from jax_mnist import history, runner
+from jax_mnist.config import ConfigError
+from jax_mnist.history import Record
+from jax_mnist.runner import Progress, Run
+
+
+def paired_runs(
+    variants: Mapping[str, ConfigDict], seeds: int, workdir: str | os.PathLike[str]
+) -> list[Run]:
+    """The same seeds of every variant, in `workdir/VARIANT/seed-N`; all first seeds come first.
+
+    Raises:
+      ConfigError: a value cannot be trained with.
+    """
+    runs = []
+    for seed, (name, config) in itertools.product(range(seeds), variants.items()):
+        one = config.copy_and_resolve_references()
+        one.update(seed=config.seed + seed, replicas=1)
+        config_lib.check(one)
+        runs.append(Run(name, one, Path(workdir) / name / f"seed-{one.seed}"))
+    return runs
+
+
+def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, ConfigDict]:
+    """A variant for every combination of values, named after them: `'l1=1e-05 l2=0.0001'`.
+
+    Args:
+      config: what all have in common.
+      vary: from a config's field to its values, as a user writes them.
+
+    Raises:
+      ConfigError: there is no such field, or a value is not of its type.
+    """
+    choices = []
+    for field, texts in vary.items():
+        if field not in config:
+            raise ConfigError(f"config has no field {field!r}")
+        kind = type(config[field])
+        try:
+            values = [_BOOLEANS[text] if kind is bool else kind(text) for text in texts]
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"config.{field} takes values of type {kind.__name__}; got {', '.join(texts)}"
+            ) from None
+        choices.append([(field, value) for value in values])
+    variants = {}
+    for fields in itertools.product(*choices):
+        variant = config.copy_and_resolve_references()
+        variant.update(dict(fields))
+        variants[" ".join(f"{field}={value}" for field, value in fields)] = variant
+    return variants
+
+
+_BOOLEANS = {"True": True, "False": False}
+
+
+def train_all(runs: Sequence[Run]) -> list[Record]:
+    """Trains the runs that are not finished, with one progress bar, and returns all records.
+
+    A run is finished when its folder holds its history: what is killed goes on where it stopped.
+    On a CPU each core trains a run of its own, in its own process: small networks gain little
+    from several cores. Elsewhere all runs that share a program train together.
+
+    Args:
+      runs: each with a folder of its own.
+
+    Returns:
+      The records, in the order of the runs.
+
+    Raises:
+      ConfigError: a folder holds a run of another config; nothing was trained.
+      DatasetError: the data cannot be had.
+      HistoryError: a history cannot be read.
+    """
+    unfinished = [run for run in runs if not is_finished(run)]
+    finished = len(runs) - len(unfinished)
+    epochs = sum(run.config.epochs for run in runs)
+    with tqdm(
+        total=epochs,
+        initial=epochs - sum(run.config.epochs for run in unfinished),
+        dynamic_ncols=True,
+        bar_format="{desc} |{bar}| {percentage:.1f} %, {remaining} left{postfix}",
+    ) as bar:
+
+        def show(group: Sequence[Run], progress: Progress) -> None:
+            of_all = sum(run.config.epochs for run in group)
+            bar.update(of_all * progress.images / progress.total)
+
+        def show_finished(number: int) -> None:
+            nonlocal finished
+            finished += number
+            bar.set_description(f"{finished}/{len(runs)} runs")
+
+        show_finished(0)
+        if jax.default_backend() == "cpu":
+            for _ in _on_every_core(unfinished, show):
+                show_finished(1)
+        else:
+            while unfinished:
+                group = [r for r in unfinished if runner.can_train_together([unfinished[0], r])]
+                unfinished = [run for run in unfinished if run not in group]
+                runner.train_together(group, lambda progress, group=group: show(group, progress))
+                show_finished(len(group))
+    return [history.load(run.workdir / runner.HISTORY) for run in runs]
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run's folder holds its history.
+
+    Raises:
+      ConfigError: it holds that of another run.
+      HistoryError: the history cannot be read.
+    """
+    path = run.workdir / runner.HISTORY
+    if not path.exists():
+        return False
+    found, wanted = history.load(path)["config"], run.config.to_dict()
+    if found != wanted:
+        differences = ", ".join(
+            f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
+            for key in sorted(found.keys() | wanted.keys())
+            if found.get(key) != wanted.get(key)
+        )
+        raise ConfigError(f"{run.workdir} holds another run ({differences}): name another folder")
+    return True
+
+
+def _on_every_core(
+    runs: Sequence[Run], show: Callable[[Sequence[Run], Progress], None]
+) -> Iterator[None]:
+    """Trains the runs, one to a core at a time, and yields as each is finished."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    number = max(1, min(len(runs), len(cores) or os.cpu_count() or 1))
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    free_cores, words = context.Queue(), context.Queue()
+    for core in cores[:number]:
+        free_cores.put(core)
+    with ProcessPoolExecutor(number, context, _start_worker, (free_cores, words)) as pool:
+        futures = {pool.submit(_train_in_worker, i, run) for i, run in enumerate(runs)}
+        try:
+            while futures:
+                done, futures = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
+                while not words.empty():
+                    i, progress = words.get()
+                    show([runs[i]], progress)
+                for future in done:
+                    future.result()
+                    yield
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(free_cores: Any, words: Any) -> None:
+    """Binds this process to a core, before JAX looks how many there are, and to its parent."""
+    _worker["words"] = words
+    with contextlib.suppress(AttributeError):  # a system without affinity
+        os.sched_setaffinity(0, {free_cores.get()})
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _train_in_worker(number: int, run: Run) -> None:
+    runner.train_together([run], lambda progress: _worker["words"].put((number, progress)))
