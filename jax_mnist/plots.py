@@ -1,4 +1,4 @@
-"""Figures from history records, and nothing else.
+"""Figures from history records, and nothing else; those of a study are in `comparison_plots`.
 
 Every figure is a `matplotlib.figure.Figure` of its own (no global state, no display), 8 inches wide
 and saved 1600 pixels wide: sharp at the 800 pixels that a README shows.
@@ -20,7 +20,7 @@ from jax_mnist import analysis, history
 from jax_mnist.history import Record
 
 _DPI = 200
-_STYLE: Any = {
+STYLE: Any = {
     "axes.edgecolor": "0.6",
     "axes.grid": True,
     "axes.labelsize": 11,
@@ -42,7 +42,7 @@ _STYLE: Any = {
 }
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), the yellow, which is faint on white,
 # replaced by wine. Each of eight lines has a marker of its own too, and every other one is dashed.
-_COLOURS = (
+COLOURS = (
     *("#000000", "#0072B2", "#D55E00", "#009E73"),
     *("#CC79A7", "#56B4E9", "#E69F00", "#882255"),
 )
@@ -50,7 +50,7 @@ _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def validation_accuracy(records: Sequence[Record]) -> Figure:
     """Draws validation accuracy over epochs, in percent, one line per record.
 
@@ -73,7 +73,7 @@ def validation_accuracy(records: Sequence[Record]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def validation_loss(records: Sequence[Record]) -> Figure:
     """Draws validation loss over epochs on a logarithmic axis, one line per record.
 
@@ -93,7 +93,7 @@ def validation_loss(records: Sequence[Record]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def misclassified(record: Record, count: int = 25) -> Figure:
     """Draws the misclassified validation images that the network was most sure about.
 
@@ -107,22 +107,18 @@ def misclassified(record: Record, count: int = 25) -> Figure:
         figure = Figure(figsize=(8, 2))
         figure.text(0.5, 0.5, _title(record), ha="center", va="center", fontsize=13)
         return figure
-    rows, columns = math.ceil(len(mistakes) / 5), min(5, len(mistakes))
-    figure = Figure(figsize=(8, 1.9 * rows + 0.6), layout="constrained")
-    figure.suptitle(_title(record, len(mistakes)))
+    short = [short(name, 12) for name in names]
+    texts = [
+        f"true {short[mistake.label]}\n"
+        f"said {short[mistake.prediction]} ({100 * mistake.probability:.0f} %)"
+        for mistake in mistakes
+    ]
     size = 10.5 if max(map(len, names)) <= 3 else 9
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, mistake in zip(figure.axes, mistakes, strict=False):
-        panel.imshow(mistake.image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        true, said = (_short(names[i], 12) for i in (mistake.label, mistake.prediction))
-        text = f"true {true}\nsaid {said} ({100 * mistake.probability:.0f} %)"
-        panel.set_title(text, fontsize=size, fontweight="normal")
-    return figure
+    title = _title(record, len(mistakes))
+    return panels([mistake.image for mistake in mistakes], texts, title, size)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def confusion(record: Record) -> Figure:
     """Draws the confusion matrix with its counts; colour is for the errors alone.
 
@@ -130,7 +126,7 @@ def confusion(record: Record) -> Figure:
         record: as `history.load` returns it.
     """
     counts = analysis.confusion_matrix(record)
-    names = [_short(name, 12) for name in record["label_names"]]
+    names = [short(name, 12) for name in record["label_names"]]
     diagonal = np.eye(len(names), dtype=bool)
     largest = counts[~diagonal].max(initial=10)  # a few single errors are no alarm
     figure = Figure(figsize=(8, 7.4), layout="constrained")
@@ -204,10 +200,11 @@ def _title(record: Record, shown: int = 0) -> str:
     if 0 < shown < errors:
         which = f"the {shown} surest of {which}"
     mistakes = "mistakes" if errors > 1 else "mistake"
-    return f"{_short(record['name'], 24)}: {which} {mistakes} on {examples:,} images"
+    return f"{short(record['name'], 24)}: {which} {mistakes} on {examples:,} images"
 
 
-def _short(text: str, length: int) -> str:
+def short(text: str, length: int) -> str:
+    """The text, or its beginning if it is longer than `length` characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -225,6 +222,19 @@ def _distinct(names: list[str], separator: str) -> list[str]:
     return result
 
 
+def panels(images: Sequence[np.ndarray], texts: Sequence[str], title: str, size: float) -> Figure:
+    """Draws one or more images, five in a row, each under its text."""
+    rows, columns = math.ceil(len(images) / 5), min(5, len(images))
+    figure = Figure(figsize=(8, 1.9 * rows + 0.6), layout="constrained")
+    figure.suptitle(title)
+    for panel in figure.subplots(rows, columns, squeeze=False).flat:
+        panel.set_axis_off()
+    for panel, image, text in zip(figure.axes, images, texts, strict=False):
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        panel.set_title(text, fontsize=size, fontweight="normal")
+    return figure
+
+
 def _curves(records: Sequence[Record], curves: Sequence[np.ndarray], last: Sequence[str]) -> Figure:
     """Draws curves of positive values, of which small ones are good, on a logarithmic axis.
 
@@ -237,7 +247,7 @@ def _curves(records: Sequence[Record], curves: Sequence[np.ndarray], last: Seque
         lines += axes.plot(
             np.arange(1, len(curve) + 1),
             curve,
-            color=_COLOURS[i % 8],
+            color=COLOURS[i % 8],
             marker=_MARKERS[i % 8],
             linestyle=_DASHES[(i % 2 + i // 8) % 4],
             linewidth=1.4,
@@ -263,7 +273,7 @@ def _curves(records: Sequence[Record], curves: Sequence[np.ndarray], last: Seque
     axes.yaxis.set_minor_locator(NullLocator())
 
     names = record_names(records)
-    texts = [f"{_short(name, 32)}  {value}" for name, value in zip(names, last, strict=True)]
+    texts = [f"{short(name, 32)}  {value}" for name, value in zip(names, last, strict=True)]
     order = np.argsort([curve[-1] for curve in curves], kind="stable")  # not a number: last
     figure.legend(
         [lines[i] for i in order],

@@ -1,6 +1,7 @@
 """Many runs: the study of all variants, sweeps over hyper-parameters."""
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -116,7 +117,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
             while unfinished:
                 group = [r for r in unfinished if runner.can_train_together([unfinished[0], r])]
                 unfinished = [run for run in unfinished if run not in group]
-                runner.train_together(group, lambda progress, group=group: show(group, progress))
+                runner.train_together(group, functools.partial(show, group))
                 show_finished(len(group))
     return [history.load(run.workdir / runner.HISTORY) for run in runs]
 

@@ -1,0 +1,258 @@
+"""The report of a study: Markdown, a self-contained HTML page, and their figures."""
+
+import base64
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import markdown
+
+from jax_mnist import comparison, comparison_plots, history, plots
+from jax_mnist.comparison import Confusion, Difference, Interval, Variants, Verdict
+from jax_mnist.history import Record
+
+REFERENCE = "bn"
+FEW_SEEDS = 10
+
+
+def write(records: Sequence[Record], folder: history.Path, command: str = "") -> None:
+    """Writes `report.md`, `report.html` and the figures into a folder, each atomically.
+
+    Args:
+      records: of the runs of a study, in any order, at best of the same seeds of each variant.
+        Names and other texts in them may come from anybody.
+      folder: made if there is none.
+      command: what made the records, to be named in the report.
+
+    Raises:
+      ValueError: see `comparison.by_variant` and `comparison.differences`.
+      OSError: a file could not be written, in one line; an earlier one is as it was.
+    """
+    folder = Path(folder)
+    variants = comparison.by_variant(records)
+    others = [name for name in variants if name != REFERENCE and REFERENCE in variants]
+    pairs = [(name, REFERENCE) for name in others]
+    found = comparison.differences(variants, comparison.final_accuracy, pairs)
+    effects = dict(zip(others, found, strict=True))
+
+    figures = {
+        "accuracy.png": comparison_plots.variants_accuracy(variants),
+        "loss.png": comparison_plots.variants_loss(variants),
+    }
+    if effects:
+        figures["differences.png"] = comparison_plots.paired_differences(
+            effects, REFERENCE, "percentage points of accuracy"
+        )
+    if hard := comparison.hardest(records, 25):
+        figures["hardest.png"] = comparison_plots.hardest_images(
+            hard, records[0]["label_names"], len(records)
+        )
+    for name, figure in figures.items():
+        plots.save(figure, folder / name)
+
+    text = _text(records, variants, effects, command)
+    history.write_atomically(folder / "report.md", text.encode())
+    page = _page(text, folder)
+    history.write_atomically(folder / "report.html", page.encode())
+
+
+def _text(
+    records: Sequence[Record],
+    variants: Variants,
+    effects: dict[str, Difference],
+    command: str,
+) -> str:
+    seeds = sorted({record["seed"] for record in records})
+    few = min(map(len, variants.values()))
+    images = len(records[0]["predictions"]["label"])
+    configs = [record["config"] for record in records]
+    fields = [f for f in configs[0] if f not in ("seed", "replicas")]
+    varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
+    common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
+    device, packages = records[0]["device"], records[0]["packages"]
+    pair_names = [f"{a} and {b}" for a, b in comparison.CLOSE_CALLS]
+
+    parts = [
+        "# Which regulariser helps, and by how much",
+        f"{len(records)} runs: {len(variants)} variants, seeds {_some(seeds)}, each validated on "
+        f"{images:,} images after every epoch. Intervals are 95 % intervals over seeds (Student's "
+        "t): they cover the luck of a seed, which sets initialisation, order and augmentation, on "
+        "these validation images; other images would move all variants together.",
+    ]
+    if few < 2:
+        parts.append("**One seed gives no interval, and decides nothing.**")
+    elif few < FEW_SEEDS:
+        parts.append(f"**With {few} seeds of a variant the intervals are wide.**")
+    parts += [
+        "## Results",
+        _table(
+            "variant | accuracy, % | 95 % interval | best seed | worst seed | errors | spread, pp "
+            "| largest drop, pp | seconds",
+            (_result_row(name, list(runs.values())) for name, runs in variants.items()),
+        ),
+        f"Accuracy and errors (of {images:,} images) are those of the last epoch. Spread: standard "
+        f"deviation of the accuracy over the last {comparison.LAST_EPOCHS} epochs. Largest drop: "
+        "of the accuracy from one epoch to the next. Both are means over seeds, in percentage "
+        "points. Seconds: of a whole run.",
+        "![Validation accuracy over the epochs, for each variant](accuracy.png)",
+        "![Validation loss over the epochs, for each variant](loss.png)",
+    ]
+    if effects:
+        rows = [
+            [_code(name), _signed(d.mean), _range(d, signed=True), _p(d.p)]
+            for name, d in effects.items()
+        ]
+        parts += [
+            f"## Differences to {_code(REFERENCE)}",
+            _table("variant | accuracy, pp | 95 % interval | p", rows),
+            "Paired by seed: paired t-test (`scipy.stats.ttest_rel`), two-sided, p-values "
+            f"corrected for {len(effects)} comparisons (Holm); each interval is for itself.",
+            f"![Differences to {REFERENCE} with their intervals](differences.png)",
+        ]
+    parts += [
+        "## The original's claims",
+        _table(
+            "claim | measure | closest rival | effect | 95 % interval | p | verdict",
+            map(_verdict_row, comparison.judge_claims(variants)),
+        ),
+        "The rule: a claim is compared with each rival, paired by seed, and the p-values are "
+        "corrected for the number of rivals (Holm). It is *supported* if every difference is in "
+        f"the claimed direction with p below {comparison.LEVEL}, *contradicted* if one is in the "
+        "opposite direction with such a p, else *undecided*. The effect is the difference to the "
+        "closest rival, positive in the claimed direction. A close call is compared with two "
+        "classes on average, by the mean errors of a seed's runs.",
+        "## Errors",
+    ]
+    if pairs := comparison.confusions(records):
+        names = [str(name) for name in records[0]["label_names"]]
+        rows = [_confusion_row(n, pair, names) for n, pair in enumerate(pairs[:12], start=1)]
+        parts += [
+            "![The images that most runs get wrong](hardest.png)",
+            _table("rank | classes | errors a run | taken for one another", rows),
+            f"Bold: {' and '.join(pair_names)}, which the original names.",
+        ]
+    else:
+        parts.append("No run made one.")
+    if varied:
+        rows = [
+            [_code(name), *(_code(next(iter(runs.values()))["config"].get(f)) for f in varied)]
+            for name, runs in variants.items()
+        ]
+        parts += ["## What was run", _table(" | ".join(["variant", *map(_code, varied)]), rows)]
+    parts += [
+        "All else is common: " + ", ".join(map(_code, common)) + ".",
+        f"Made on {_code(device['kind'])} ({_code(device['platform'])}) with "
+        + ", ".join(_code(f"{name} {version}") for name, version in packages.items())
+        + (f", by {_code(command)}." if command else "."),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _result_row(name: str, runs: list[Record]) -> list[str]:
+    def mean(measure: comparison.Measure) -> float:
+        return comparison.mean_interval([measure(run) for run in runs]).mean
+
+    accuracies = [comparison.final_accuracy(run) for run in runs]
+    interval = comparison.mean_interval(accuracies)
+    return [
+        _code(name),
+        f"{interval.mean:.3f}",
+        _range(interval),
+        f"{max(accuracies):.2f}",
+        f"{min(accuracies):.2f}",
+        f"{mean(comparison.errors):.1f}",
+        f"{mean(comparison.spread):.3f}",
+        f"{mean(comparison.largest_drop):.2f}",
+        f"{mean(comparison.seconds):.0f}",
+    ]
+
+
+def _verdict_row(v: Verdict) -> list[str]:
+    if v.effect is None:
+        return [v.claim, v.measure, "", "", "", "", v.verdict]
+    effect = f"{_signed(v.effect.mean)} {v.unit}"
+    interval, p = _range(v.effect, signed=True), _p(v.effect.p)
+    return [v.claim, v.measure, _escape(v.rival), effect, interval, p, f"**{v.verdict}**"]
+
+
+def _confusion_row(rank: int, pair: Confusion, names: list[str]) -> list[str]:
+    a, b = (_escape(names[c]) for c in pair.classes)
+    both = f"{a} and {b}"
+    return [
+        str(rank),
+        f"**{both}**" if pair.classes in comparison.CLOSE_CALLS else both,
+        f"{pair.both:.2f}",
+        f"{a} for {b} {pair.forward:.2f}, {b} for {a} {pair.backward:.2f}",
+    ]
+
+
+def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
+    columns = header.count("|") + 1
+    lines = [header, " | ".join(["---"] * columns), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _escape(text: object) -> str:
+    """Text as Markdown that shows it as it is, whatever it holds."""
+    text = re.sub(r"([\\`*_\[\]()#+!~-])", r"\\\1", html.escape(str(text)))
+    return re.sub(r"\s+", " ", text).replace("|", "&#124;")
+
+
+def _code(text: object) -> str:
+    plain = str(text)
+    return f"`{plain}`" if re.fullmatch(r"[\w.,:=+/\[\] -]+", plain) else _escape(plain)
+
+
+def _some(seeds: list[int]) -> str:
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _range(interval: Interval | Difference, signed: bool = False) -> str:
+    if not math.isfinite(interval.low):
+        return "none"
+    low, high = interval.low, interval.high
+    return f"{_signed(low)} to {_signed(high)}" if signed else f"{low:.3f} to {high:.3f}"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: auto; padding: 1rem }
+h1, h2 { line-height: 1.2 }
+img { display: block; max-width: 100%; height: auto; margin: 1.5rem auto }
+.table { overflow-x: auto }
+table { border-collapse: collapse; font-size: 0.9rem; white-space: nowrap }
+th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #8886 }
+td { font-variant-numeric: tabular-nums }
+code { font-size: 0.95em; overflow-wrap: anywhere }
+"""
+
+
+def _page(text: str, folder: Path) -> str:
+    """The Markdown as one HTML file that needs no other."""
+
+    def embedded(match: re.Match[str]) -> str:
+        picture = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{picture}"'
+
+    body = markdown.markdown(text, extensions=["tables"])
+    body = re.sub(r'src="(\w+\.png)"', embedded, body)
+    body = body.replace("<table>", '<div class="table"><table>')
+    body = body.replace("</table>", "</table></div>")
+    title = html.escape(text.partition("\n")[0].removeprefix("# "))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
