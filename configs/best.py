@@ -8,6 +8,7 @@ from jax_mnist.config import base
 def get_config() -> ConfigDict:
     config = base()
     config.epochs = 25
+    config.norm = "ghost"
     config.l2 = 1e-4
     config.rotation = 10.0
     config.shift = 2.0

@@ -13,6 +13,7 @@ from jax_mnist.comparison import Difference, HardImage, Variants
 from jax_mnist.history import Record
 
 
+@matplotlib.rc_context(plots.STYLE)
 def variants_accuracy(variants: Variants) -> Figure:
     """Draws each variant's validation accuracy over epochs, mean and 95 % band over its seeds.
 
@@ -35,6 +36,7 @@ def variants_accuracy(variants: Variants) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(plots.STYLE)
 def variants_loss(variants: Variants) -> Figure:
     """Draws each variant's validation loss over epochs, as `variants_accuracy` does accuracy."""
 
@@ -69,7 +71,7 @@ def paired_differences(effects: Mapping[str, Difference], reference: str, unit: 
     axes.set_yticks(range(len(effects)), [plots.short(name, 24) for name in effects])
     axes.set_ylim(len(effects) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"less {plots.short(reference, 24)} ({unit})")
+    axes.set_xlabel(f"difference to {plots.short(reference, 24)} ({unit})")
     axes.set_title("Paired differences, mean and 95 % interval")
     return figure
 
@@ -82,11 +84,10 @@ def hardest_images(images: Sequence[HardImage], label_names: Sequence[str], runs
         f"true {names[image.label]}, said {names[image.prediction]}\n{image.votes} of {runs}"
         for image in images
     ]
-    title = f"The {len(images)} test images that most of {runs} runs get wrong"
+    title = f"The {len(images)} validation images that most of {runs} runs get wrong"
     return plots.panels([image.image for image in images], texts, title, 10.5 if runs < 1000 else 9)
 
 
-@matplotlib.rc_context(plots.STYLE)
 def _bands(
     variants: Variants,
     curve: Callable[[Record], np.ndarray],

@@ -8,7 +8,6 @@ A sweep is for choosing, so the test images stay out of it: unless --config.trai
 A sweep that was stopped goes on with the runs that are not finished.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -62,7 +61,14 @@ def main(argv):
         records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
     except (ConfigError, DatasetError, HistoryError, OSError) as error:
         fail(error)
-    print("TODO table", comparison, itertools, records)
+    intervals = {
+        name: comparison.mean_interval([comparison.final_accuracy(run) for run in runs.values()])
+        for name, runs in comparison.by_variant(records).items()
+    }
+    print(f"accuracy on {config.validation_split}, {_REPLICAS.value} of each; 95 % interval")
+    for name, (mean, low, high) in sorted(intervals.items(), key=lambda item: -item[1].mean):
+        interval = f" ({low:.3f} to {high:.3f})" if low < high else ""
+        print(f"{mean:.3f} %{interval}  {name}")
 
 
 if __name__ == "__main__":

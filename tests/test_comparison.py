@@ -1,0 +1,220 @@
+"""Statistics over runs: against SciPy, by hand, and on simulated studies of known truth."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from records import make_record
+
+from jax_mnist import comparison
+from jax_mnist.comparison import Difference
+
+
+def of_variants(accuracies):
+    """Records from a dict of name to final accuracies, one per seed."""
+    return [
+        make_record(name, seed=seed, accuracies=(0.9, value))
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_mean_and_interval_of_a_worked_example():
+    # Mean 5, standard error sqrt(10 / 4 / 5) = 0.7071; t of 4 degrees at 97.5 % is 2.7764.
+    interval = comparison.mean_interval([3, 4, 5, 6, 7])
+    np.testing.assert_allclose(interval, (5, 5 - 1.96324, 5 + 1.96324), atol=1e-4)
+
+
+def test_the_paired_difference_is_scipys_paired_t_test():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 7))
+    expected = scipy.stats.ttest_rel(a, b)
+    low, high = expected.confidence_interval(0.95)
+    found = comparison.paired_difference(a, b)
+    np.testing.assert_allclose(found, ((a - b).mean(), low, high, expected.pvalue))
+    # And that is the t-test of the differences against zero.
+    assert found.p == pytest.approx(scipy.stats.ttest_1samp(a - b, 0).pvalue)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("a", "b", "mean"),
+    [([99.5], [99.4], 0.1), ([99.5, 99.6], [99.4, 99.5], 0.1), ([1, 2, 3], [1, 2, 3], 0)],
+)
+def test_differences_without_spread_decide_nothing(a, b, mean):
+    found = comparison.paired_difference(a, b)
+    assert found.mean == pytest.approx(mean)
+    assert np.isnan(found.low) and np.isnan(found.high)
+    assert found.p == 1
+
+
+def test_holm_by_a_worked_example():
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, then 1 x 0.04, which may not be below the one before.
+    assert comparison.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert comparison.holm([0.6, 0.9]) == [1, 1]
+    assert comparison.holm([]) == []
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """2,000 studies of 5 seeds, with luck that variants share and luck of their own."""
+    rng = np.random.default_rng(0)
+    studies, seeds, better = 2000, 5, 0.07
+    shared = rng.normal(0, 0.05, (studies, seeds))
+    base, other = 99.4 + shared + rng.normal(0, 0.03, (2, studies, seeds))
+    other += better
+    means = [comparison.mean_interval(values) for values in base]
+    effects = [comparison.paired_difference(*pair) for pair in zip(other, base, strict=True)]
+    # Four standard errors of a share of 95 % in 2,000 are 2 %.
+    assert np.mean([i.low <= 99.4 <= i.high for i in means]) == pytest.approx(0.95, abs=0.02)
+    assert np.mean([d.low <= better <= d.high for d in effects]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_without_a_difference_a_study_seldom_finds_one():
+    """Of seven variants that do what the eighth does, any is called different in 5 % at most."""
+    rng = np.random.default_rng(0)
+    studies, seeds = 1000, 5
+    accuracies = rng.normal(99.4, 0.05, (studies, 8, seeds))
+    raw = [
+        [comparison.paired_difference(variant, study[0]).p for variant in study[1:]]
+        for study in accuracies
+    ]
+    false_alarms = np.mean([min(comparison.holm(p)) < 0.05 for p in raw])
+    assert 0.005 < false_alarms < 0.05 + 0.021  # three standard errors
+    assert np.mean([min(p) < 0.05 for p in raw]) > 0.15  # what the correction is for
+
+
+def test_records_are_sorted_into_variants_and_seeds():
+    records = [make_record("b", 1), make_record("a", 2), make_record("b", 0)]
+    variants = comparison.by_variant(records)
+    assert {name: list(runs) for name, runs in variants.items()} == {"b": [0, 1], "a": [2]}
+    assert variants["b"][1] is records[0]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "no records"),
+        ([make_record("a", 1), make_record("a", 1)], "two records are of 'a', seed 1"),
+        ([make_record("a"), make_record("b", examples=30)], "validated on other images"),
+    ],
+)
+def test_records_that_cannot_be_compared_are_refused(records, message):
+    with pytest.raises(ValueError, match=message):
+        comparison.by_variant(records)
+
+
+def test_measures_of_a_run():
+    record = make_record(accuracies=(0.5, 0.9, 0.8, 0.85, 0.95, 0.9), mistakes=4)
+    assert comparison.final_accuracy(record) == 90
+    assert comparison.errors(record) == 4
+    assert comparison.largest_drop(record) == pytest.approx(10)
+    assert comparison.spread(record) == pytest.approx(100 * np.std([0.9, 0.8, 0.85, 0.95, 0.9]))
+    assert comparison.seconds(record) == 6 * 12.5
+    assert comparison.largest_drop(make_record(accuracies=(0.8, 0.9))) == 0
+    assert comparison.largest_drop(make_record(accuracies=(0.8,))) == 0
+
+
+def test_differences_pair_the_seeds_that_both_have():
+    records = of_variants({"bn": (0.90, 0.92, 0.91), "l2": (0.93, 0.94)})
+    (found,) = comparison.differences(
+        comparison.by_variant(records), comparison.final_accuracy, [("l2", "bn")]
+    )
+    assert found.mean == pytest.approx(2.5)
+    expected = scipy.stats.ttest_rel([93, 94], [90, 92])
+    assert found.p == pytest.approx(expected.pvalue)
+    strangers = comparison.by_variant([make_record("a", 0), make_record("b", 1)])
+    with pytest.raises(ValueError, match="no seed in common"):
+        comparison.differences(strangers, comparison.final_accuracy, [("a", "b")])
+
+
+def test_the_hardest_images_are_those_with_most_votes():
+    records = [make_record(mistakes=m, seed=m) for m in (1, 2, 3)]  # 0; 0, 39; 0, 20, 39
+    hardest = comparison.hardest(records, 2)
+    assert [(image.position, image.votes) for image in hardest] == [(0, 3), (39, 2)]
+    assert [(image.label, image.prediction) for image in hardest] == [(0, 2), (9, 1)]
+    np.testing.assert_array_equal(hardest[0].image, records[0]["mistakes"]["images"][0])
+    assert len(comparison.hardest(records, 25)) == 3
+    assert comparison.hardest([make_record(mistakes=0)], 25) == []
+
+
+def test_confusions_count_both_ways_for_a_mean_run():
+    record = make_record(mistakes=40)  # every image of class c is called c + 2
+    other = make_record(mistakes=0)
+    found = comparison.confusions([record, other])
+    assert len(found) == 10
+    assert all(pair.both == 2 for pair in found)
+    assert found[0] == ((0, 2), 2, 2, 0)
+    assert ((0, 8), 2, 0, 2) in found
+    assert comparison.confusions([other]) == []
+
+
+def effect(mean, p):
+    return Difference(mean, mean - 1, mean + 1, p)
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ([effect(0.1, 0.01), effect(0.2, 0.04)], "supported"),
+        ([effect(0.1, 0.01), effect(0.2, 0.06)], "undecided"),
+        ([effect(0.1, 0.01), effect(-0.2, 0.06)], "undecided"),
+        ([effect(0.1, 0.01), effect(-0.2, 0.04)], "contradicted"),
+    ],
+)
+def test_the_rule_of_verdicts(effects, verdict):
+    assert comparison.verdict_of(effects) == verdict
+
+
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    [
+        ((5e-3, 6e-3, 5e-3, 5e-3), "supported"),
+        ((-5e-3, -6e-3, -5e-3, -5e-3), "contradicted"),
+        ((5e-3, -6e-3, 5e-3, -3e-3), "undecided"),
+    ],
+)
+def test_a_claim_follows_the_numbers(better, verdict):
+    l1 = np.array([0.98, 0.985, 0.981, 0.979])
+    variants = comparison.by_variant(of_variants({"l1": l1, "l2": l1 + better}))
+    claims = {c.claim: c for c in comparison.judge_claims(variants)}
+    claim = claims["L2 is better than L1"]
+    assert claim.verdict == verdict
+    assert claim.rival == "l1"
+    assert claim.effect.mean == pytest.approx(100 * np.mean(better))
+    assert claims["GBN alone is next to L2"].verdict == "not in this study"
+    assert claims["GBN alone is next to L2"].effect is None
+
+
+def test_less_spread_is_more_stable_and_the_closest_rival_is_shown():
+    def run(name, seed, last):
+        return make_record(name, seed, accuracies=(0.9, 0.98, 0.98 + last, 0.98, 0.98 + last))
+
+    records = [
+        run(name, seed, size + 1e-4 * seed * number)
+        for seed in range(5)
+        for number, (name, size) in enumerate({"l2": 1e-3, "bn": 8e-3, "gbn": 5e-3}.items())
+    ]
+    claims = {c.claim: c for c in comparison.judge_claims(comparison.by_variant(records))}
+    claim = claims["L2 is the most stable"]
+    assert claim.verdict == "supported"
+    assert claim.rival == "gbn"
+    assert claim.effect.low < claim.effect.mean < claim.effect.high
+    assert claim.effect.mean > 0
+
+
+def test_a_close_call_is_confused_more_than_classes_on_average():
+    def run(seed):
+        record = make_record("bn", seed, mistakes=0, examples=2000)
+        predictions = record["predictions"]
+        ones = np.flatnonzero(predictions["label"] == 1)[: 20 + seed]
+        predictions["prediction"][ones] = 7
+        index = np.flatnonzero(predictions["label"] != predictions["prediction"])
+        record["mistakes"] = {
+            "index": index.astype(np.int32), "images": np.zeros((len(index), 28, 28), np.uint8)
+        }  # fmt: skip
+        return record
+
+    variants = comparison.by_variant([run(seed) for seed in range(4)])
+    claims = {c.claim: c for c in comparison.judge_claims(variants)}
+    assert claims["1 and 7 are a close call"].verdict == "supported"
+    assert claims["1 and 7 are a close call"].effect.mean == pytest.approx(21.5 * 44 / 45)
+    assert claims["4 and 9 are a close call"].verdict == "contradicted"
