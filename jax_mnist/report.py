@@ -114,7 +114,7 @@ def _text(
     parts += [
         "## The original's claims",
         _table(
-            "claim | measure | closest rival | effect | 95 % interval | p | verdict",
+            "claim | verdict | measure | closest rival | effect | 95 % interval | p",
             map(_verdict_row, comparison.judge_claims(variants)),
         ),
         "The rule: a claim is compared with each rival, paired by seed, and the p-values are "
@@ -171,10 +171,10 @@ def _result_row(name: str, runs: list[Record]) -> list[str]:
 
 def _verdict_row(v: Verdict) -> list[str]:
     if v.effect is None:
-        return [v.claim, v.measure, "", "", "", "", v.verdict]
+        return [v.claim, v.verdict, v.measure, "", "", "", ""]
     effect = f"{_signed(v.effect.mean)} {v.unit}"
     interval, p = _range(v.effect, signed=True), _p(v.effect.p)
-    return [v.claim, v.measure, _escape(v.rival), effect, interval, p, f"**{v.verdict}**"]
+    return [v.claim, f"**{v.verdict}**", v.measure, _escape(v.rival), effect, interval, p]
 
 
 def _confusion_row(rank: int, pair: Confusion, names: list[str]) -> list[str]:
@@ -228,9 +228,9 @@ def _p(p: float) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: auto; padding: 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: auto; padding: 1rem }
 h1, h2 { line-height: 1.2 }
-img { display: block; max-width: 100%; height: auto; margin: 1.5rem auto }
+img { display: block; max-width: min(100%, 50rem); height: auto; margin: 1.5rem auto }
 .table { overflow-x: auto }
 table { border-collapse: collapse; font-size: 0.9rem; white-space: nowrap }
 th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #8886 }

@@ -8,16 +8,13 @@ A sweep is for choosing, so the test images stay out of it: unless --config.trai
 A sweep that was stopped goes on with the runs that are not finished.
 """
 
-import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
+from command_line import fail, run
 from ml_collections import config_flags
 
 from jax_mnist import comparison, study
-from jax_mnist.config import ConfigError
-from jax_mnist.datasets import DatasetError
-from jax_mnist.history import HistoryError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -28,23 +25,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs (runs/sweep_
 flags.mark_flags_as_required(["config", "vary"])
 
 
-def fail(error):
-    message = error.args[0] if isinstance(error, KeyError) else error
-    print(f"sweep.py: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse(argv):
-    try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # what a config file raises is its own
-        fail(error)
-
-
-def main(argv):
-    logging.set_verbosity(logging.WARNING)
-    if argv[1:]:
-        fail(f"unexpected argument {argv[1]!r}")
+def main(arguments):
+    if arguments:
+        fail(f"unexpected argument {arguments[0]!r}")
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = _WORKDIR.value or f"runs/sweep_{name}"
     config, overrides = _CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
@@ -56,11 +39,8 @@ def main(argv):
         if not equals or field in vary:
             fail(f"--vary takes FIELD=VALUE,VALUE,... and each field once; got {text!r}")
         vary[field] = values.split(",")
-    try:
-        variants = study.grid(config, vary)
-        records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
-    except (ConfigError, DatasetError, HistoryError, OSError) as error:
-        fail(error)
+    variants = study.grid(config, vary)
+    records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
     intervals = {
         name: comparison.mean_interval([comparison.final_accuracy(run) for run in runs.values()])
         for name, runs in comparison.by_variant(records).items()
@@ -72,4 +52,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run(main)

@@ -52,6 +52,70 @@ def test_train_then_plot(tmp_path):
             picture.verify()
 
 
+def test_a_study_reports_and_goes_on_where_it_stopped(tmp_path):
+    arguments = [
+        ROOT / "configs" / "bn.py", ROOT / "configs" / "l2.py", "--seeds=2", "--config.epochs=1",
+        "--config.train_split=train[:300]", "--config.validation_split=test[:100]",
+    ]  # fmt: skip
+    studied = script("study.py", *arguments, cwd=tmp_path)
+    assert studied.returncode == 0, studied.stderr
+    assert studied.stdout == "report in runs/study/report.md and report.html\n"
+    assert "4/4 runs" in studied.stderr
+    folder = tmp_path / "runs" / "study"
+    text = (folder / "report.md").read_text()
+    assert "4 runs: 2 variants, seeds 0, 1" in text and "`epochs=1`" in text
+    records = [history.load(path) for path in folder.glob("*/seed-*/history.pkl")]
+    assert sorted((r["name"], r["seed"]) for r in records) == [
+        ("bn", 0), ("bn", 1), ("l2", 0), ("l2", 1),
+    ]  # fmt: skip
+    assert all(r["config"]["train_split"] == "train[:300]" for r in records)
+
+    trained = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/history.pkl")}
+    (folder / "report.md").unlink()
+    again = script("study.py", *arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "report.md").read_text() == text
+    assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/history.pkl")}
+
+    other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path)
+    assert other.returncode == 2
+    assert len(other.stderr.splitlines()) == 1 and "l1 is 0.0 there, 0.1 here" in other.stderr
+
+
+def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
+    swept = script(
+        "sweep.py", "--config", ROOT / "configs" / "l2.py", "--vary", "l2=1e-4,10", "--replicas=2",
+        "--config.epochs=1", "--config.batch_size=1000", cwd=tmp_path,
+    )  # fmt: skip
+    assert swept.returncode == 0, swept.stderr
+    title, first, second = swept.stdout.splitlines()
+    assert title.startswith("accuracy on train[-10000:], 2 of each")
+    assert first.endswith(")  l2=0.0001") and " %" in second and second.endswith("  l2=10.0")
+    records = [history.load(p) for p in (tmp_path / "runs").glob("sweep_l2/l2=*/*/history.pkl")]
+    assert len(records) == 4
+    assert {r["config"]["train_split"] for r in records} == {"train[:-10000]"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("study.py", ["nowhere.py"], "nowhere.py"),
+        ("study.py", ["--config.epocs=3"], 'Did you mean "epochs"'),
+        ("study.py", ["--config.epochs=0"], "config.epochs must be at least 1"),
+        ("study.py", ["--seeds=0"], "seeds"),
+        ("sweep.py", ["--config", ROOT / "configs" / "bn.py"], "vary"),
+        ("sweep.py", ["--config", ROOT / "configs" / "bn.py", "--vary", "l2"], "FIELD=VALUE"),
+        ("sweep.py", ["--config", ROOT / "configs" / "bn.py", "--vary", "l3=1"], "no field 'l3'"),
+    ],
+)
+def test_a_bad_study_or_sweep_ends_in_one_line(name, arguments, message, tmp_path):
+    result = script(name, *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
