@@ -11,6 +11,8 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from jax_mnist.xla import separate
+
 
 class GhostBatchNorm(nn.Module):
     """Batch normalisation over small "ghost" batches cut from the batch.
@@ -160,53 +162,45 @@ class GhostBatchNorm(nn.Module):
             else None
         )
 
-        def normalize(x: Array, mean: Array, var: Array, axes: Sequence[int]) -> Array:
-            """With statistics that broadcast to `x`; `axes` are those that are not features."""
-            gamma, beta = (p if p is None else jnp.expand_dims(p, axes) for p in (scale, bias))
-            return _normalize(x, mean, var, gamma, beta, self.epsilon, self.dtype)
-
+        gamma, beta = (
+            p if p is None else jnp.expand_dims(p, reduction_axes) for p in (scale, bias)
+        )
+        parameters = [p for p in (scale, bias) if p is not None]
+        result_dtype = canonicalize_dtype(x, *parameters, dtype=self.dtype)
         if use_running_average:
             mean, var = (
                 jnp.expand_dims(r.value, reduction_axes) for r in (running_mean, running_var)
             )
-            return normalize(x, mean, var, reduction_axes)
+            return _normalize(x, mean, var, gamma, beta, self.epsilon).astype(result_dtype)
 
-        moments = functools.partial(
-            _moments,
-            axes=reduction_axes,
-            dtype=self.dtype,
-            use_fast_variance=self.use_fast_variance,
-            force_float32=self.force_float32_reductions,
+        batch = x.shape[batch_axis]
+        one = self.ghost_batch_size >= batch
+        # Of several ghost batches, the moments of each example first: they leave little to cut.
+        moments = _moments(
+            x,
+            None if mask is None else jnp.broadcast_to(jnp.asarray(mask, bool), x.shape),
+            tuple(a for a in reduction_axes if one or a != batch_axis),
+            self.dtype,
+            self.use_fast_variance,
+            self.force_float32_reductions,
         )
-        if mask is not None:
-            mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-        # Of the ghost batches, [..., k, size, ...]: their axis, and the axes to reduce over.
-        ghost_features = [a if a < batch_axis else a + 1 for a in feature_axes]
-        ghost_axes = [a for a in range(x.ndim + 1) if a not in ghost_features]
-        place = sorted([batch_axis, *ghost_features]).index(batch_axis)
-        parts = []
-        for (first, last), size in _cuts(x.shape[batch_axis], self.ghost_batch_size):
-            part = lax.slice_in_dim(x, first, last, axis=batch_axis)
-            ghosts, ghosts_mask = _split(part, size, batch_axis), None
-            if mask is not None:
-                part_mask = lax.slice_in_dim(mask, first, last, axis=batch_axis)
-                ghosts_mask = _split(part_mask, size, batch_axis)
-            statistics = jax.vmap(moments, in_axes=batch_axis)(ghosts, ghosts_mask)
-            mean, var = (
-                jnp.expand_dims(
-                    jnp.moveaxis(s, 0, place), [a for a in ghost_axes if a != batch_axis]
-                )
-                for s in statistics[:2]
+        if one:
+            statistics = _merge(*moments, batch_axis, self.use_fast_variance)
+            y = _normalize(x, *statistics[:2], gamma, beta, self.epsilon)
+        else:
+            statistics, (centre, multiplier, offset) = _ghosts(
+                *(*moments, gamma, beta),
+                *(batch_axis, self.ghost_batch_size, self.epsilon, self.use_fast_variance),
             )
-            y = normalize(ghosts, mean, var, ghost_axes)
-            parts.append((y.reshape(part.shape), statistics))
-        y = jnp.concatenate([y for y, _ in parts], batch_axis)
-        mean, var, count = (jnp.concatenate(s) for s in zip(*(s for _, s in parts), strict=True))
+            y = (x if centre is None else x - centre) * multiplier + offset
         if not self.is_initializing():
+            mean, var, count = (
+                jnp.moveaxis(s, batch_axis, 0).reshape(-1, *features) for s in statistics
+            )
             running_mean.value, running_var.value = self._updated_statistics(
                 (running_mean.value, running_var.value), (mean, var), count
             )
-        return y
+        return y.astype(result_dtype)
 
     def _updated_statistics(
         self, running: tuple[Array, Array], ghosts: tuple[Array, Array], count: Array
@@ -238,18 +232,6 @@ class GhostBatchNorm(nn.Module):
         return new[0].astype(running[0].dtype), new[1].astype(running[1].dtype)
 
 
-def _cuts(batch: int, size: int) -> list[tuple[tuple[int, int], int]]:
-    """The examples (first, last) that are whole ghost batches, with their size; the remainder."""
-    whole = batch // size * size
-    cuts = [((0, whole), size), ((whole, batch), batch - whole)]
-    return [((first, last), size) for (first, last), size in cuts if first < last]
-
-
-def _split(a: Array, size: int, axis: int) -> Array:
-    """`[..., batch, ...]` as ghost batches, `[..., k, size, ...]`."""
-    return a.reshape(*a.shape[:axis], -1, size, *a.shape[axis + 1 :])
-
-
 def _moments(
     x: Array,
     mask: Array | None,
@@ -258,21 +240,91 @@ def _moments(
     use_fast_variance: bool,
     force_float32: bool,
 ) -> tuple[Array, Array, Array]:
-    """Mean, biased variance and number of entries, as `flax.linen.BatchNorm` computes them."""
+    """Over `axes`, which keep size 1: number of entries, mean, and mean square or variance.
+
+    With the fast variance it is the mean square. Computed as `flax.linen.BatchNorm` does.
+    """
     dtype = jnp.result_type(x) if dtype is None else dtype
     x = x.astype(jnp.promote_types(dtype, jnp.float32) if force_float32 else dtype)
-    # Where nothing is kept, any finite statistics do: they count as zero entries.
+    # Where nothing is kept, any finite moments do: they count as zero entries.
     kept = None if mask is None else mask | ~mask.any(axes, keepdims=True)
-    mean = x.mean(axes, where=kept)
-    if use_fast_variance:
-        var = jnp.maximum(0.0, _abs_sq(x).mean(axes, where=kept) - _abs_sq(mean))
-    else:
-        var = _abs_sq(x - jnp.expand_dims(mean, axes)).mean(axes, where=kept)
+    mean = x.mean(axes, keepdims=True, where=kept)
+    centred = x if use_fast_variance else x - mean
+    second = _abs_sq(centred).mean(axes, keepdims=True, where=kept)
     if mask is None:
-        count = jnp.full(var.shape, x.size // var.size, jnp.float32)
+        count = jnp.full(mean.shape, x.size // mean.size, jnp.float32)
     else:
-        count = mask.sum(axes, dtype=jnp.float32)
+        count = mask.sum(axes, keepdims=True, dtype=jnp.float32)
+    return count, mean, second
+
+
+def _merge(
+    count: Array, mean: Array, second: Array, axis: int, use_fast_variance: bool
+) -> tuple[Array, Array, Array]:
+    """Mean, biased variance and number of entries of one ghost batch, from what `_moments` gives.
+
+    Along `axis` there are the moments of its parts; it keeps size 1.
+    """
+    if count.shape[axis] > 1:
+        total = count.sum(axis, keepdims=True)
+        weight = jnp.where(total > 0, count, 1)
+        weight = (weight / weight.sum(axis, keepdims=True)).astype(second.dtype)
+        parts_mean, count = mean, total
+        mean = (weight * mean).sum(axis, keepdims=True)
+        if not use_fast_variance:  # of the parts' means around the common one
+            second += _abs_sq(parts_mean - mean)
+        second = (weight * second).sum(axis, keepdims=True)
+    var = jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second
     return mean, var, count
+
+
+@functools.partial(separate, static_argnums=(5, 6, 7, 8))
+def _ghosts(
+    count: Array,
+    mean: Array,
+    second: Array,
+    scale: Array | None,
+    bias: Array | None,
+    axis: int,
+    size: int,
+    epsilon: float,
+    use_fast_variance: bool,
+) -> tuple[tuple[Array, ...], tuple[Array | None, Array, Array | float]]:
+    """Ghost batches cut along `axis` from the moments of examples.
+
+    Returns:
+      Mean, biased variance and number of entries of each ghost batch along `axis`; and for each
+      example `centre, multiplier, offset`, with which an entry becomes
+      `(x - centre) * multiplier + offset`. With the fast variance there is no centre, which makes
+      one product and one sum an entry of it, and of its gradient; it costs the digits that the fast
+      variance costs.
+    """
+    batch = count.shape[axis]
+    whole = batch // size * size
+    merge = functools.partial(_merge, axis=axis, use_fast_variance=use_fast_variance)
+    ghosts, examples = [], []
+    for first, last in ((0, whole), (whole, batch)):
+        length = size if first == 0 else batch - whole  # of a ghost batch
+        if not length:
+            continue
+        cut = [
+            lax.slice_in_dim(a, first, last, axis=axis).reshape(
+                *a.shape[:axis], -1, length, *a.shape[axis + 1 :]
+            )
+            for a in (count, mean, second)
+        ]
+        statistics = jax.vmap(merge, in_axes=axis, out_axes=axis)(*cut)
+        ghosts.append([s.squeeze(axis + 1) for s in statistics])
+        examples.append([jnp.repeat(s, length, axis) for s in ghosts[-1][:2]])
+    each_mean, each_var = (jnp.concatenate(s, axis) for s in zip(*examples, strict=True))
+    multiplier = lax.rsqrt(each_var + epsilon)
+    if scale is not None:
+        multiplier *= scale
+    offset = 0.0 if bias is None else bias
+    ghosts_statistics = tuple(jnp.concatenate(s, axis) for s in zip(*ghosts, strict=True))
+    if use_fast_variance:
+        return ghosts_statistics, (None, multiplier, offset - each_mean * multiplier)
+    return ghosts_statistics, (each_mean, multiplier, offset)
 
 
 def _abs_sq(x: Array) -> Array:
@@ -280,20 +332,11 @@ def _abs_sq(x: Array) -> Array:
 
 
 def _normalize(
-    x: Array,
-    mean: Array,
-    var: Array,
-    scale: Array | None,
-    bias: Array | None,
-    epsilon: float,
-    dtype: DTypeLike | None,
+    x: Array, mean: Array, var: Array, scale: Array | None, bias: Array | None, epsilon: float
 ) -> Array:
     """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the order of operations of Flax."""
     multiplier = lax.rsqrt(var + epsilon)
     if scale is not None:
         multiplier *= scale
     y = (x - mean) * multiplier
-    if bias is not None:
-        y += bias
-    parameters = [p for p in (scale, bias) if p is not None]
-    return y.astype(canonicalize_dtype(x, *parameters, dtype=dtype))
+    return y if bias is None else y + bias

@@ -107,10 +107,9 @@ def misclassified(record: Record, count: int = 25) -> Figure:
         figure = Figure(figsize=(8, 2))
         figure.text(0.5, 0.5, _title(record), ha="center", va="center", fontsize=13)
         return figure
-    short = [short(name, 12) for name in names]
     texts = [
-        f"true {short[mistake.label]}\n"
-        f"said {short[mistake.prediction]} ({100 * mistake.probability:.0f} %)"
+        f"true {short(names[mistake.label], 12)}\n"
+        f"said {short(names[mistake.prediction], 12)} ({100 * mistake.probability:.0f} %)"
         for mistake in mistakes
     ]
     size = 10.5 if max(map(len, names)) <= 3 else 9

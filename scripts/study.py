@@ -22,9 +22,12 @@ VARIANTS = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds of every variant.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/study", "Folder of the runs and the report.")
-config_flags.DEFINE_config_dict(
-    "config", config.base(), "--config.field=value sets a field in every variant."
-)
+try:
+    config_flags.DEFINE_config_dict(
+        "config", config.base(), "--config.field=value sets a field in every variant."
+    )
+except AttributeError as error:  # a field that there is not, on the command line
+    fail(error)
 
 
 def load(file, overrides):
