@@ -75,6 +75,12 @@ def steps_per_call(steps: int, replicas: int = 1) -> int:
     return largest_divisor(steps, max(1, most))
 
 
+def epoch_orders(keys: jax.Array, epoch: int, examples: int, batch_size: int) -> np.ndarray:
+    """`training.epoch_order` of each replica, on the host: int32 `[replicas, steps, batch]`."""
+    order = functools.partial(training.epoch_order, examples=examples, batch_size=batch_size)
+    return np.asarray(jax.vmap(order, in_axes=(0, None))(keys, epoch))
+
+
 class Run(NamedTuple):
     """A training run: one seed of one config.
 
@@ -209,16 +215,12 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
         [make_recipe(run.config, examples)[1] for run in runs],
         [r.config.seed for r in runs],
     )
-    epoch_orders = jax.vmap(
-        functools.partial(training.epoch_order, examples=examples, batch_size=config.batch_size),
-        in_axes=(0, None),
-    )
     chunk = steps_per_call(steps, len(runs))
     epochs = []
     words = ""
     for epoch in range(config.epochs):
         start = time.perf_counter()
-        orders = np.asarray(epoch_orders(state.key, epoch))
+        orders = epoch_orders(state.key, epoch, examples, config.batch_size)
         show(Progress(epoch + 1, 0, config.epochs * orders.size, words))
         chunks = []
         for first in range(0, steps, chunk):

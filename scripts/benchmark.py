@@ -2,7 +2,7 @@
 
 python scripts/benchmark.py                 # a table; the peers need pip install -e '.[benchmark]'
 python scripts/benchmark.py --json          # one JSON object
-python scripts/benchmark.py --scale         # how time and memory grow with batch and ghost size
+python scripts/benchmark.py --scale         # growth with batch size, ghost size and replicas
 
 Each contestant is a process of its own, which does nothing while another is measured. An epoch is
 468 training steps on 128 images, augmented, and the evaluation of the 10,000 test images. The first
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ BATCH = 128
 # giving the accuracy.
 
 
-def ours(norm, batch_size=BATCH, **fields):
+def ours(norm, batch_size=BATCH, replicas=1, **fields):
     def prepare(data, steps):
         import jax
 
@@ -48,16 +49,16 @@ def ours(norm, batch_size=BATCH, **fields):
         train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
         recipe, hyper = runner.make_recipe(settings, len(train.images))
         train_data, test_data = jax.device_put((train, test))
-        hyper, state = training.init_replicas(recipe, [hyper], [0])
+        hyper, state = training.init_replicas(recipe, [hyper] * replicas, range(replicas))
 
-        chunk = runner.steps_per_call(steps)
+        chunk = runner.steps_per_call(steps, replicas)
         epochs = itertools.count()
 
         def train_epoch(calls=None):
             nonlocal state
-            order = training.epoch_order(state.key[0], next(epochs), len(train.images), batch_size)
-            parts = np.asarray(order)[:steps].reshape(-1, 1, chunk, batch_size)[:calls]
-            for part in parts:
+            orders = runner.epoch_orders(state.key, next(epochs), len(train.images), batch_size)
+            for first in range(0, steps, chunk)[:calls]:
+                part = orders[:, first : first + chunk]
                 state, metrics = training.train_epoch(recipe, hyper, state, train_data, part)
                 jax.device_get(metrics)
 
@@ -96,9 +97,16 @@ CONTESTANTS = {
 }
 BATCH_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 GHOST_SIZES = (8, 16, 32, 64, 128)
-SCALE = {f"batch {n}": ours("batch", n) for n in BATCH_SIZES} | {
-    f"batch 128, ghosts of {n}": ours("ghost", ghost_batch_size=n) for n in GHOST_SIZES
+# A CPU trains replicas one after another: a few show it.
+REPLICAS = {
+    f"batch 128, {n} replicas": n
+    for n in ((2, 4, 8, 16, 32) if shutil.which("nvidia-smi") else (2, 4))
 }
+SCALE = (
+    {f"batch {n}": ours("batch", n) for n in BATCH_SIZES}
+    | {f"batch 128, ghosts of {n}": ours("ghost", ghost_batch_size=n) for n in GHOST_SIZES}
+    | {name: ours("batch", replicas=n) for name, n in REPLICAS.items()}
+)
 
 
 def work(name, steps, folder):
@@ -151,6 +159,8 @@ class Worker:
             | {
                 "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",
                 "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
+                # Of a GPU, no more memory than it needs: the contestants share it.
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             },
         )
         self._answer()
@@ -178,7 +188,11 @@ def measure(names, steps, rounds, folder):
         print(f"starting {name}", file=sys.stderr, flush=True)
         workers[name] = Worker(name, steps, folder)
         workers[name].ask("epoch")  # a later compilation, caches: not counted
-        results[name] = {"first_step_seconds": workers[name].first_step, "epoch_seconds": []}
+        results[name] = {
+            "images": steps * BATCH * REPLICAS.get(name, 1),
+            "first_step_seconds": workers[name].first_step,
+            "epoch_seconds": [],
+        }
     for number in range(rounds):
         for name, worker in workers.items():
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
@@ -254,7 +268,7 @@ def spread(values):
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def table(results, images, reference):
+def table(results, reference):
     """A Markdown table; ratios are medians over the rounds of one contestant by the other."""
     rows = [
         ["", "seconds an epoch", "images/s", f"time of {reference}", "first step, s", "again, s",
@@ -271,7 +285,7 @@ def table(results, images, reference):
             [
                 name,
                 spread(seconds),
-                f"{images / statistics.median(seconds):,.0f}",
+                f"{result['images'] / statistics.median(seconds):,.0f}",
                 f"{statistics.median(a / b for a, b in pairs):.2f}",
                 f"{result['first_step_seconds']:.1f}",
                 f"{result['again_seconds']:.1f}" if "again_seconds" in result else "",
@@ -288,7 +302,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="epochs measured of each (5)")
     parser.add_argument("--steps", type=int, default=60_000 // BATCH, help="training steps (468)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    parser.add_argument("--scale", action="store_true", help="measure batch and ghost sizes")
+    parser.add_argument(
+        "--scale", action="store_true", help="measure batch sizes, ghost sizes, replicas"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -323,10 +339,10 @@ def main():
     if arguments.json:
         print(json.dumps(report))
         return
-    images = arguments.steps * BATCH
-    print(table(results, images, reference))
+    print(table(results, reference))
     seconds = statistics.median(results[reference]["epoch_seconds"])
     need, most = report["floor_per_image"], report["ceilings"]
+    images = results[reference]["images"]
     rate, traffic = (images * need[k] / seconds / 1e9 for k in ("operations", "bytes"))
     print(
         f"\n{reference}: {rate:.0f} GFLOP/s of {most['gflops']:.0f} in a large product, "
