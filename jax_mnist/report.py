@@ -15,6 +15,7 @@ from jax_mnist.history import Record
 
 REFERENCE = "bn"
 FEW_SEEDS = 10
+MOST_CONFUSIONS = 12
 
 
 def write(records: Sequence[Record], folder: history.Path, command: str = "") -> None:
@@ -127,7 +128,11 @@ def _text(
     ]
     if pairs := comparison.confusions(records):
         names = [str(name) for name in records[0]["label_names"]]
-        rows = [_confusion_row(n, pair, names) for n, pair in enumerate(pairs[:12], start=1)]
+        rows = [
+            _confusion_row(rank, pair, names)
+            for rank, pair in enumerate(pairs, start=1)
+            if rank <= MOST_CONFUSIONS or pair.classes in comparison.CLOSE_CALLS
+        ]
         parts += [
             "![The images that most runs get wrong](hardest.png)",
             _table("rank | classes | errors a run | taken for one another", rows),

@@ -4,6 +4,7 @@ import functools
 import operator
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -23,6 +24,7 @@ from jax_mnist.batch_last import largest_divisor
 from jax_mnist.history import Record
 from jax_mnist.normalization import GhostBatchNorm
 
+_CPU_INFO = Path("/proc/cpuinfo")
 HISTORY, VARIABLES = "history.pkl", "variables.msgpack"
 MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
 
@@ -95,6 +97,14 @@ class Run(NamedTuple):
     workdir: Path
 
 
+def check_name(name: str) -> None:
+    """Raises `ConfigError` unless a run can have this name, and a folder too."""
+    if not name.isprintable() or not 0 < len(name) <= 64 or "/" in name:
+        raise config_lib.ConfigError(
+            f"a run's folder needs a name of at most 64 printable characters; got {name!r}"
+        )
+
+
 def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
     """The runs of a config: in `workdir`, or each in `workdir/seed-N` if there are several."""
     runs = []
@@ -122,10 +132,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Record]:
     config_lib.check(config)
     workdir = Path(workdir)
     name = workdir.resolve().name
-    if not name.isprintable() or not 0 < len(name) <= 64:
-        raise config_lib.ConfigError(
-            f"workdir must end in a name of at most 64 printable characters; got {str(workdir)!r}"
-        )
+    check_name(name)
     print(model.layer_table(make_model(config)), flush=True)
     with tqdm(
         unit=" images",
@@ -290,7 +297,7 @@ def _record(
         "mistakes": {"index": wrong, "images": validation.images[wrong, :, :, 0]},
         "label_names": list(datasets.label_names(run.config.dataset)),
         "packages": _package_versions(),
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": 1},
+        "device": {"platform": device.platform, "kind": _device_kind(device), "count": 1},
     }
 
 
@@ -324,3 +331,11 @@ def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 def _package_versions() -> dict[str, str]:
     packages = ("jax_mnist", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
+
+
+def _device_kind(device: jax.Device) -> str:
+    """The device's model; JAX calls every CPU "cpu", where Linux knows more."""
+    if device.platform == "cpu" and _CPU_INFO.exists():
+        model_name = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE)
+        return model_name[1] if model_name else device.device_kind
+    return device.device_kind

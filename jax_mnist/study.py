@@ -28,19 +28,22 @@ def paired_runs(
     """The same seeds of every variant, in `workdir/VARIANT/seed-N`; all first seeds come first.
 
     Raises:
-      ConfigError: a value cannot be trained with.
+      ConfigError: a value cannot be trained with, or a name is no name for a folder.
     """
     runs = []
     for seed, (name, config) in itertools.product(range(seeds), variants.items()):
+        runner.check_name(name)
+        if config.replicas != 1:
+            raise ConfigError("config.replicas must be 1 here: the number of seeds takes its place")
         one = config.copy_and_resolve_references()
-        one.update(seed=config.seed + seed, replicas=1)
+        one.seed = config.seed + seed
         config_lib.check(one)
         runs.append(Run(name, one, Path(workdir) / name / f"seed-{one.seed}"))
     return runs
 
 
 def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, ConfigDict]:
-    """A variant for every combination of values, named after them: `'l1=1e-05 l2=0.0001'`.
+    """A variant for every combination of values, named after them: `'l1=1e-05,l2=0.0001'`.
 
     Args:
       config: what all have in common.
@@ -65,10 +68,11 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
     for fields in itertools.product(*choices):
         variant = config.copy_and_resolve_references()
         variant.update(dict(fields))
-        variants[" ".join(f"{field}={value}" for field, value in fields)] = variant
+        variants[",".join(f"{field}={value}" for field, value in fields)] = variant
     return variants
 
 
+_BYTES_PER_PROCESS = 2**31  # 1.4 GB were seen
 _BOOLEANS = {"True": True, "False": False}
 
 
@@ -148,7 +152,9 @@ def _on_every_core(
 ) -> Iterator[None]:
     """Trains the runs, one to a core at a time, and yields as each is finished."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    number = max(1, min(len(runs), len(cores) or os.cpu_count() or 1))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    number = min(len(runs), len(cores) or os.cpu_count() or 1, memory // _BYTES_PER_PROCESS)
+    number = max(1, number)
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     free_cores, words = context.Queue(), context.Queue()
     for core in cores[:number]:

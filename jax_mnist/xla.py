@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """`jax.jit(function)` whose computation XLA does not merge with what surrounds it.
+    """`jax.jit(function)` whose computation XLA does not merge with what surrounds it on a CPU.
 
     Otherwise XLA may repeat an expensive computation inside everything that reads its result.
     """
@@ -27,6 +27,8 @@ def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., 
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
+        if jax.default_backend() != "cpu":
+            return compiled(*args)
         with set_xla_metadata(inlineable="false"):
             return compiled(*args)
 

@@ -75,7 +75,7 @@ def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
 
 
 def test_a_workdir_without_a_usable_name_is_refused(tmp_path):
-    with pytest.raises(config_lib.ConfigError, match="workdir must end in a name"):
+    with pytest.raises(config_lib.ConfigError, match="name of at most 64 printable characters"):
         runner.train(small_config(), tmp_path / ("x" * 65))
 
 

@@ -104,7 +104,7 @@ def test_a_grid_has_every_combination():
     grid = study.grid(
         config_lib.base(), {"l2": ["0", "1e-4"], "nesterov": ["False"], "seed": ["3"]}
     )
-    assert list(grid) == ["l2=0.0 nesterov=False seed=3", "l2=0.0001 nesterov=False seed=3"]
+    assert list(grid) == ["l2=0.0,nesterov=False,seed=3", "l2=0.0001,nesterov=False,seed=3"]
     assert [c.l2 for c in grid.values()] == [0.0, 1e-4]
     assert not any(c.nesterov for c in grid.values())
 
@@ -126,3 +126,14 @@ def test_a_grid_of_nonsense_is_refused(field, value, message):
 def test_a_value_that_cannot_be_trained_is_refused_before_training(tmp_path):
     with pytest.raises(config_lib.ConfigError, match=r"config\.l2 must be at least 0"):
         study.paired_runs(study.grid(config_lib.base(), {"l2": ["-1"]}), 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a/b"])
+def test_a_variant_without_a_name_for_a_folder_is_refused(name, tmp_path):
+    with pytest.raises(config_lib.ConfigError, match="name of at most 64 printable characters"):
+        study.paired_runs({name: config_lib.base()}, 1, tmp_path)
+
+
+def test_replicas_of_a_studys_config_are_refused(tmp_path):
+    with pytest.raises(config_lib.ConfigError, match=r"config\.replicas must be 1 here"):
+        study.paired_runs(variants(replicas=2), 1, tmp_path)
