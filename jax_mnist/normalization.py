@@ -161,7 +161,6 @@ class GhostBatchNorm(nn.Module):
             if self.use_bias
             else None
         )
-
         gamma, beta = (
             p if p is None else jnp.expand_dims(p, reduction_axes) for p in (scale, bias)
         )
@@ -188,10 +187,8 @@ class GhostBatchNorm(nn.Module):
             statistics = _merge(*moments, batch_axis, self.use_fast_variance)
             y = _normalize(x, *statistics[:2], gamma, beta, self.epsilon)
         else:
-            statistics, (centre, multiplier, offset) = _ghosts(
-                *(*moments, gamma, beta),
-                *(batch_axis, self.ghost_batch_size, self.epsilon, self.use_fast_variance),
-            )
+            settings = (batch_axis, self.ghost_batch_size, self.epsilon, self.use_fast_variance)
+            statistics, (centre, multiplier, offset) = _ghosts(*moments, gamma, beta, *settings)
             y = (x if centre is None else x - centre) * multiplier + offset
         if not self.is_initializing():
             mean, var, count = (
