@@ -90,3 +90,12 @@ def summary(record: Record) -> Summary:
         errors=len(record["mistakes"]["index"]),
         examples=len(record["predictions"]["label"]),
     )
+
+
+def has_diverged(record: Record) -> bool:
+    """Whether training stopped at a loss that is not finite; the last epoch is the one it did.
+
+    Args:
+        record: as `history.load` returns it.
+    """
+    return not np.isfinite(record["metrics"]["train_loss"][-1])

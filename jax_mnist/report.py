@@ -9,7 +9,7 @@ from pathlib import Path
 
 import markdown
 
-from jax_mnist import comparison, comparison_plots, history, plots
+from jax_mnist import analysis, comparison, comparison_plots, history, plots
 from jax_mnist.comparison import Confusion, Difference, Interval, Variants, Verdict
 from jax_mnist.history import Record
 
@@ -28,10 +28,14 @@ def write(records: Sequence[Record], folder: history.Path, command: str = "") ->
       command: what made the records, to be named in the report.
 
     Raises:
-      ValueError: see `comparison.by_variant` and `comparison.differences`.
+      ValueError: every run diverged, or see `comparison.by_variant` and `comparison.differences`.
       OSError: a file could not be written, in one line; an earlier one is as it was.
     """
     folder = Path(folder)
+    diverged = [record for record in records if analysis.has_diverged(record)]
+    records = [record for record in records if not analysis.has_diverged(record)]
+    if not records:
+        raise ValueError("every run diverged: lower the learning rate or the decay")
     variants = comparison.by_variant(records)
     others = [name for name in variants if name != REFERENCE and REFERENCE in variants]
     pairs = [(name, REFERENCE) for name in others]
@@ -53,7 +57,7 @@ def write(records: Sequence[Record], folder: history.Path, command: str = "") ->
     for name, figure in figures.items():
         plots.save(figure, folder / name)
 
-    text = _text(records, variants, effects, command)
+    text = _text(records, diverged, variants, effects, command)
     history.write_atomically(folder / "report.md", text.encode())
     page = _page(text, folder)
     history.write_atomically(folder / "report.html", page.encode())
@@ -61,6 +65,7 @@ def write(records: Sequence[Record], folder: history.Path, command: str = "") ->
 
 def _text(
     records: Sequence[Record],
+    diverged: Sequence[Record],
     variants: Variants,
     effects: dict[str, Difference],
     command: str,
@@ -86,6 +91,17 @@ def _text(
         parts.append("**One seed gives no interval, and decides nothing.**")
     elif few < FEW_SEEDS:
         parts.append(f"**With {few} seeds of a variant the intervals are wide.**")
+    if diverged:
+        parts += [
+            f"**Diverged: {len(diverged)}**. These runs came to a loss that is not finite and are "
+            "in no number or picture below: "
+            + ", ".join(
+                f"{_code(record['name'])} seed {record['seed']} in epoch "
+                f"{len(record['metrics']['train_loss'])}"
+                for record in diverged
+            )
+            + "."
+        ]
     parts += [
         "## Results",
         _table(

@@ -1,12 +1,15 @@
 """The host loop: from a config to a trained model, its history and its files."""
 
+import contextlib
+import fcntl
 import functools
 import operator
 import os
 import platform
 import re
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +187,9 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
     In each run's folder that is `history.pkl`, see `history`, and before it `variables.msgpack`,
     see `load_variables`. An epoch's seconds are shared evenly by the runs.
 
+    A run whose loss is not finite ends there: a line on standard error says where and why, its
+    history ends with that epoch, and it leaves no variables. The others go on.
+
     Args:
       runs: at least one; `can_train_together` holds.
       show: called with the progress.
@@ -192,7 +198,8 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
       The records in the history files.
 
     Raises:
-      ConfigError: the batch is larger than the training set; nothing was computed.
+      ConfigError: the batch is larger than the training set, or another process trains in a
+        folder; nothing was computed.
       DatasetError: the data cannot be had.
     """
     config = runs[0].config
@@ -204,15 +211,40 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
     )
     train_data, validation_data = load(config.train_split), load(config.validation_split)
     examples = len(train_data.images)
-    steps = examples // config.batch_size
-    if not steps:
+    if examples < config.batch_size:
         raise config_lib.ConfigError(
             f"config.batch_size must be at most the {examples} training examples of "
             f"{config.train_split!r}; got {config.batch_size}"
         )
-    for run in runs:
-        run.workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(_only_writer(run.workdir))
+        return _train(runs, show, train_data, validation_data)
 
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Makes `folder`, and holds it for this process; the system frees it however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise config_lib.ConfigError(f"{folder} is in use: another process trains there") from None
+    finally:
+        os.close(descriptor)
+
+
+def _train(
+    runs: Sequence[Run],
+    show: Callable[[Progress], None],
+    train_data: datasets.Dataset,
+    validation_data: datasets.Dataset,
+) -> list[Record]:
+    config = runs[0].config
+    examples = len(train_data.images)
+    steps = examples // config.batch_size
     xla.configure()
     recipe = make_recipe(config, examples)[0]
     data = jax.device_put(train_data)
@@ -223,21 +255,37 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
         [r.config.seed for r in runs],
     )
     chunk = steps_per_call(steps, len(runs))
-    epochs = []
+    epochs: list[dict[str, Any]] = []
+    lengths = np.zeros(len(runs), int)  # of the histories: a run that diverges ends
+    going = np.ones(len(runs), bool)
+    evaluations: list[Any] = [None] * len(runs)
     words = ""
     for epoch in range(config.epochs):
         start = time.perf_counter()
         orders = epoch_orders(state.key, epoch, examples, config.batch_size)
-        show(Progress(epoch + 1, 0, config.epochs * orders.size, words))
+        total = config.epochs * orders.size
+        show(Progress(epoch + 1, 0, total, words))
+        lengths += going
         chunks = []
         for first in range(0, steps, chunk):
             part = orders[:, first : first + chunk]
             state, metrics = training.train_epoch(recipe, hyper, state, data, part)
             chunks.append(jax.device_get(metrics))
-            show(Progress(epoch + 1, part.size, config.epochs * orders.size, words))
+            show(Progress(epoch + 1, part.size, total, words))
+            finite = np.isfinite(chunks[-1].loss)
+            for number in np.flatnonzero(going & ~finite.all(1)).tolist():
+                step = first + int(finite[number].argmin()) + 1
+                tqdm.write(_divergence(runs[number], epoch + 1, step), file=sys.stderr)
+            going &= finite.all(1)
+            if not going.any():
+                break
         loss, accuracy, rate = (np.concatenate(m, axis=1) for m in zip(*chunks, strict=True))
         variables = jax.vmap(training.inference_variables)(hyper, state)
-        evaluations = training.evaluate_replicas(recipe.model, variables, validation)
+        for number, found in enumerate(
+            training.evaluate_replicas(recipe.model, variables, validation)
+        ):
+            if lengths[number] == epoch + 1:
+                evaluations[number] = found
         epochs.append(
             {
                 "train_loss": loss.mean(1, dtype=np.float64),
@@ -248,12 +296,14 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
                 "seconds": np.full(len(runs), (time.perf_counter() - start) / len(runs)),
             }
         )
-        mean = {key: np.mean(values) for key, values in epochs[-1].items()}
+        if not going.any():
+            break
+        mean = {key: np.mean(np.asarray(v)[going]) for key, v in epochs[-1].items()}
         words = (
             f"training loss {mean['train_loss']:.4f}, validation loss "
             f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
         )
-    show(Progress(config.epochs, 0, config.epochs * orders.size, words))
+    show(Progress(epoch + 1, 0, total, words))
 
     metrics_of_all = {
         key: np.array([epoch[key] for epoch in epochs], np.float64) for key in epochs[0]
@@ -262,14 +312,26 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
     records = []
     for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
         variables_of_run = jax.tree.map(operator.itemgetter(number), variables)
-        history.write_atomically(
-            run.workdir / VARIABLES, flax.serialization.msgpack_serialize(variables_of_run)
-        )
-        metrics_of_run = {key: values[:, number] for key, values in metrics_of_all.items()}
+        if going[number]:
+            history.write_atomically(
+                run.workdir / VARIABLES, flax.serialization.msgpack_serialize(variables_of_run)
+            )
+        metrics_of_run = {
+            key: values[: lengths[number], number] for key, values in metrics_of_all.items()
+        }
         parameters = model.parameter_count(variables_of_run["params"])
         records.append(_record(run, parameters, metrics_of_run, evaluation, validation_data))
         history.save(run.workdir / HISTORY, records[-1])
     return records
+
+
+def _divergence(run: Run, epoch: int, step: int) -> str:
+    config = run.config
+    return (
+        f"{run.name}, seed {config.seed}: the loss was not finite at epoch {epoch}, step {step}; "
+        f"the learning rate ({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) "
+        "is likely too high"
+    )
 
 
 def _record(

@@ -45,7 +45,10 @@ def main(arguments):
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     variants = {file.stem: load(file, overrides) for file in files}
     records = study.train_all(study.paired_runs(variants, _SEEDS.value, _WORKDIR.value))
-    report.write(records, _WORKDIR.value, shlex.join(["python", *sys.argv]))
+    try:
+        report.write(records, _WORKDIR.value, shlex.join(["python", *sys.argv]))
+    except ValueError as error:
+        fail(error)
     print(f"report in {_WORKDIR.value}/report.md and report.html")
 
 

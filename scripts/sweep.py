@@ -14,7 +14,7 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist import comparison, study
+from jax_mnist import analysis, comparison, study
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -44,11 +44,14 @@ def main(arguments):
     intervals = {
         name: comparison.mean_interval([comparison.final_accuracy(run) for run in runs.values()])
         for name, runs in comparison.by_variant(records).items()
+        if not any(map(analysis.has_diverged, runs.values()))
     }
     print(f"accuracy on {config.validation_split}, {_REPLICAS.value} of each; 95 % interval")
     for name, (mean, low, high) in sorted(intervals.items(), key=lambda item: -item[1].mean):
         interval = f" ({low:.3f} to {high:.3f})" if low < high else ""
         print(f"{mean:.3f} %{interval}  {name}")
+    for name in variants.keys() - intervals.keys():
+        print(f"diverged  {name}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python scripts/train.py --config configs/gbn.py --config.epochs=3 --workdir=/som
 python scripts/train.py --config configs/gbn.py --config.replicas=4     # seeds 0 to 3
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -27,6 +28,8 @@ def main(arguments):
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     records = runner.train(_CONFIG.value, workdir)
     for record in records:
+        if analysis.has_diverged(record):
+            continue  # it was said when it happened
         summary = analysis.summary(record)
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
         print(
@@ -34,6 +37,8 @@ def main(arguments):
             f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
         )
     print(f"results in {workdir}/")
+    if any(map(analysis.has_diverged, records)):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,19 @@ def test_few_seeds_or_variants_give_what_is_possible(tmp_path, records):
     assert ("## Differences" in text) == (records[0]["name"] == "bn")
 
 
+def test_diverged_runs_are_named_and_left_out(written, tmp_path):
+    lost = make_record("l2", 7, accuracies=(0.9, 0.1))
+    lost["metrics"]["train_loss"][-1] = float("nan")
+    report.write([*study(), lost], tmp_path, command="python scripts/study.py --seeds=3")
+    text = (tmp_path / "report.md").read_text()
+    assert "**Diverged: 1**" in text and "`l2` seed 7 in epoch 2" in text
+    without = [line for line in text.splitlines() if "Diverged" not in line]
+    expected = (written[0] / "report.md").read_text().splitlines()
+    assert [line for line in without if line] == [line for line in expected if line]
+    with pytest.raises(ValueError, match="every run diverged"):
+        report.write([lost], tmp_path)
+
+
 def test_runs_without_mistakes_have_no_pictures_of_them(tmp_path):
     report.write([make_record("bn", seed, mistakes=0) for seed in (0, 1)], tmp_path)
     assert "No run made one." in (tmp_path / "report.md").read_text()

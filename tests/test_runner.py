@@ -1,14 +1,16 @@
 """The host loop on a little of the real MNIST."""
 
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from jax_mnist import analysis, datasets, history, runner, training
 from jax_mnist import config as config_lib
-from jax_mnist import datasets, history, runner, training
 
 
 def small_config(**fields) -> ConfigDict:
@@ -62,6 +64,22 @@ def test_each_replica_is_the_run_of_its_own_seed(run, tmp_path):
         )
 
 
+def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
+    configs = {"good": small_config(), "bad": small_config(l2=1e30)}
+    runs = [runner.Run(name, config, tmp_path / name) for name, config in configs.items()]
+    good, bad = runner.train_together(runs, lambda progress: None)
+    assert len(good["metrics"]["train_loss"]) == 2 and not analysis.has_diverged(good)
+    assert len(bad["metrics"]["train_loss"]) == 1 and analysis.has_diverged(bad)
+    np.testing.assert_allclose(
+        good["metrics"]["train_loss"], run[1]["metrics"]["train_loss"], rtol=0.02
+    )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "finite" in line]
+    assert line.startswith("bad, seed 0: the loss was not finite at epoch 1, step ")
+    assert "learning rate (0.2)" in line and "L2 1e+30" in line
+    assert sorted(p.name for p in (tmp_path / "bad").iterdir()) == ["history.pkl"]
+    assert history.load(tmp_path / "bad" / "history.pkl")["name"] == "bad"
+
+
 def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
     workdir, record = run
     assert sorted(p.name for p in workdir.iterdir()) == ["history.pkl", "variables.msgpack"]
@@ -77,6 +95,25 @@ def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
 def test_a_workdir_without_a_usable_name_is_refused(tmp_path):
     with pytest.raises(config_lib.ConfigError, match="name of at most 64 printable characters"):
         runner.train(small_config(), tmp_path / ("x" * 65))
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    holder = subprocess.Popen(
+        [
+            sys.executable, "-c",
+            "import sys, pathlib; from jax_mnist import runner\n"
+            "with runner._only_writer(pathlib.Path(sys.argv[1])): print(flush=True); input()",
+            tmp_path / "run",
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(config_lib.ConfigError, match="in use: another process trains there"):
+            runner.train(small_config(), tmp_path / "run")
+        holder.kill()
+    with runner._only_writer(tmp_path / "run"):  # freed by the death of its holder
+        assert not list((tmp_path / "run").iterdir())
 
 
 def test_metrics_are_those_of_the_epochs(run):
