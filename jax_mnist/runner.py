@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import itertools
 import operator
 import os
 import platform
@@ -118,24 +119,62 @@ def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
     return runs
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Record]:
+def is_finished(run: Run) -> bool:
+    """Whether the run's folder holds its history.
+
+    Raises:
+      ConfigError: it holds that of another run.
+      HistoryError: the history cannot be read.
+    """
+    path = run.workdir / HISTORY
+    if not path.exists():
+        return False
+    found, wanted = history.load(path)["config"], run.config.to_dict()
+    if found != wanted:
+        differences = ", ".join(
+            f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
+            for key in sorted(found.keys() | wanted.keys())
+            if found.get(key) != wanted.get(key)
+        )
+        raise config_lib.ConfigError(
+            f"{run.workdir} holds another run ({differences}): name another folder"
+        )
+    return True
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike[str], fresh: bool = False) -> list[Record]:
     """Trains every replica of a config, and writes the files of each; see `train_together`.
+
+    What is finished is not trained again.
 
     Args:
       config: see `config.base`.
       workdir: its last part names the run in legends. For the files, see `replicas`.
+      fresh: whether to start over: what `workdir` holds is moved aside, to a folder beside it.
 
     Returns:
       The records, by seed.
 
     Raises:
-      ConfigError: a value cannot be trained with; nothing was computed.
+      ConfigError: a value cannot be trained with, or the folder holds a run of another config;
+        nothing was computed.
       DatasetError: the data cannot be had.
+      HistoryError: the folder holds a history that cannot be read.
     """
     config_lib.check(config)
     workdir = Path(workdir)
     name = workdir.resolve().name
     check_name(name)
+    if fresh and workdir.exists():
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := Path(f"{workdir}.old-{n}")).exists())
+        workdir.rename(aside)
+        print(f"moved {workdir} to {aside}", flush=True)
+    runs = replicas(name, config, workdir)
+    unfinished = [run for run in runs if not is_finished(run)]
+    if not unfinished:
+        print(f"{workdir} is finished: nothing to do (--fresh starts over)", flush=True)
+        return [history.load(run.workdir / HISTORY) for run in runs]
     print(model.layer_table(make_model(config)), flush=True)
     with tqdm(
         unit=" images",
@@ -152,7 +191,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Record]:
             bar.update(progress.images)
             bar.refresh()
 
-        return train_together(replicas(name, config, workdir), show)
+        train_together(unfinished, show)
+    return [history.load(run.workdir / HISTORY) for run in runs]
 
 
 class Progress(NamedTuple):

@@ -94,7 +94,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       DatasetError: the data cannot be had.
       HistoryError: a history cannot be read.
     """
-    unfinished = [run for run in runs if not is_finished(run)]
+    unfinished = [run for run in runs if not runner.is_finished(run)]
     finished = len(runs) - len(unfinished)
     epochs = sum(run.config.epochs for run in runs)
     with tqdm(
@@ -124,27 +124,6 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
                 runner.train_together(group, functools.partial(show, group))
                 show_finished(len(group))
     return [history.load(run.workdir / runner.HISTORY) for run in runs]
-
-
-def is_finished(run: Run) -> bool:
-    """Whether the run's folder holds its history.
-
-    Raises:
-      ConfigError: it holds that of another run.
-      HistoryError: the history cannot be read.
-    """
-    path = run.workdir / runner.HISTORY
-    if not path.exists():
-        return False
-    found, wanted = history.load(path)["config"], run.config.to_dict()
-    if found != wanted:
-        differences = ", ".join(
-            f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
-            for key in sorted(found.keys() | wanted.keys())
-            if found.get(key) != wanted.get(key)
-        )
-        raise ConfigError(f"{run.workdir} holds another run ({differences}): name another folder")
-    return True
 
 
 def _on_every_core(

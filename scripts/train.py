@@ -18,6 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
+_FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
 flags.mark_flag_as_required("config")
 
 
@@ -26,7 +27,7 @@ def main(arguments):
         fail(f"unexpected argument {arguments[0]!r}")
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    records = runner.train(_CONFIG.value, workdir)
+    records = runner.train(_CONFIG.value, workdir, _FRESH.value)
     for record in records:
         if analysis.has_diverged(record):
             continue  # it was said when it happened

@@ -40,9 +40,9 @@ def without_times(record):
 
 def test_the_same_config_and_seed_give_identical_histories(run, tmp_path):
     _, record = run
-    (again,) = runner.train(small_config(), tmp_path / "small")
+    (again,) = runner.train(small_config(), tmp_path / "0" / "small")
     jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(again))
-    (other,) = runner.train(small_config(seed=1), tmp_path / "small")
+    (other,) = runner.train(small_config(seed=1), tmp_path / "1" / "small")
     assert not np.array_equal(record["metrics"]["train_loss"], other["metrics"]["train_loss"])
 
 
@@ -62,6 +62,26 @@ def test_each_replica_is_the_run_of_its_own_seed(run, tmp_path):
             expected["predictions"]["probabilities"],
             atol=0.01,
         )
+
+
+def test_a_finished_run_is_left_alone_and_another_config_is_refused(run, capsys):
+    workdir, record = run
+    before = {p: p.stat().st_mtime_ns for p in workdir.iterdir()}
+    (again,) = runner.train(small_config(), workdir)
+    jax.tree.map(np.testing.assert_array_equal, again, record)
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    with pytest.raises(config_lib.ConfigError, match=r"another run \(l1 is 0.0 there, 0.1 here\)"):
+        runner.train(small_config(l1=0.1), workdir)
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.iterdir()}
+
+
+def test_starting_afresh_moves_the_old_run_aside(tmp_path, capsys):
+    workdir = tmp_path / "small"
+    for seed in range(3):
+        runner.train(small_config(seed=seed, epochs=1), workdir, fresh=True)
+    assert f"moved {workdir} to {workdir}.old-2" in capsys.readouterr().out
+    seeds = {p.name: history.load(p / "history.pkl")["seed"] for p in tmp_path.iterdir()}
+    assert seeds == {"small.old-1": 0, "small.old-2": 1, "small": 2}
 
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
