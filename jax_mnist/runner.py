@@ -1,7 +1,7 @@
 """The host loop: from a config to a trained model, its history and its files."""
 
 import contextlib
-import fcntl
+import dataclasses
 import functools
 import itertools
 import operator
@@ -10,7 +10,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +18,30 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jax_mnist import augment, datasets, history, model, training, xla
+from jax_mnist import augment, checkpoints, datasets, history, model, training, xla
 from jax_mnist import config as config_lib
 from jax_mnist.batch_last import largest_divisor
 from jax_mnist.history import Record
 from jax_mnist.normalization import GhostBatchNorm
+from jax_mnist.runs import (
+    HISTORY,
+    Run,
+    check_name,
+    checkpoint_folder,
+    identities,
+    is_finished,
+    only_writer,
+    replicas,
+)
+from jax_mnist.stopping import StoppedError, stop_signals
 
 _CPU_INFO = Path("/proc/cpuinfo")
-HISTORY, VARIABLES = "history.pkl", "variables.msgpack"
+VARIABLES = "variables.msgpack"
 MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
 
 
@@ -87,62 +99,56 @@ def epoch_orders(keys: jax.Array, epoch: int, examples: int, batch_size: int) ->
     return np.asarray(jax.vmap(order, in_axes=(0, None))(keys, epoch))
 
 
-class Run(NamedTuple):
-    """A training run: one seed of one config.
+class Progress(NamedTuple):
+    """What `train_together` says before an epoch, and after each call into the compiled program.
 
     Attributes:
-      name: what legends call it.
-      config: see `config.base`; of a single replica.
-      workdir: the folder of its files, made if it does not exist.
+      epoch: counted from 1.
+      images: trained on since the last word, over all runs.
+      total: images of the whole training, over all runs.
+      metrics: of the last complete epoch, in words, over all runs.
     """
 
-    name: str
-    config: ConfigDict
-    workdir: Path
+    epoch: int
+    images: int
+    total: int
+    metrics: str
 
 
-def check_name(name: str) -> None:
-    """Raises `ConfigError` unless a run can have this name, and a folder too."""
-    if not name.isprintable() or not 0 < len(name) <= 64 or "/" in name:
-        raise config_lib.ConfigError(
-            f"a run's folder needs a name of at most 64 printable characters; got {name!r}"
-        )
+class SoFar(NamedTuple):
+    """What a checkpoint holds beside the state, in plain values; lists are over the runs.
 
-
-def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
-    """The runs of a config: in `workdir`, or each in `workdir/seed-N` if there are several."""
-    runs = []
-    for seed in range(config.seed, config.seed + config.replicas):
-        one = config.copy_and_resolve_references()
-        one.update(seed=seed, replicas=1)
-        runs.append(Run(name, one, workdir / f"seed-{seed}" if config.replicas > 1 else workdir))
-    return runs
-
-
-def is_finished(run: Run) -> bool:
-    """Whether the run's folder holds its history.
-
-    Raises:
-      ConfigError: it holds that of another run.
-      HistoryError: the history cannot be read.
+    Attributes:
+      epochs: of each complete epoch, the metrics of `history`.
+      chunks: of the epoch under way, loss, accuracy and learning rate of each call's steps.
+      seconds: spent on that epoch.
+      lengths: epochs that the histories will have.
+      going: whether the loss is finite.
     """
-    path = run.workdir / HISTORY
-    if not path.exists():
-        return False
-    found, wanted = history.load(path)["config"], run.config.to_dict()
-    if found != wanted:
-        differences = ", ".join(
-            f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
-            for key in sorted(found.keys() | wanted.keys())
-            if found.get(key) != wanted.get(key)
-        )
-        raise config_lib.ConfigError(
-            f"{run.workdir} holds another run ({differences}): name another folder"
-        )
-    return True
+
+    epochs: list[dict[str, list[float]]]
+    chunks: list[list[list[list[float]]]]
+    seconds: float
+    lengths: list[int]
+    going: list[bool]
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str], fresh: bool = False) -> list[Record]:
+class Saving(NamedTuple):
+    """Checkpoints: one every so many epochs, and how many of the newest are kept (at least 2)."""
+
+    every: int = 1
+    keep: int = 2
+
+
+SAVING = Saving()
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    fresh: bool = False,
+    saving: Saving = SAVING,
+) -> list[Record]:
     """Trains every replica of a config, and writes the files of each; see `train_together`.
 
     What is finished is not trained again.
@@ -150,6 +156,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], fresh: bool = Fal
     Args:
       config: see `config.base`.
       workdir: its last part names the run in legends. For the files, see `replicas`.
+      saving: see `train_together`.
       fresh: whether to start over: what `workdir` holds is moved aside, to a folder beside it.
 
     Returns:
@@ -191,37 +198,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], fresh: bool = Fal
             bar.update(progress.images)
             bar.refresh()
 
-        train_together(unfinished, show)
+        train_together(unfinished, show, saving)
     return [history.load(run.workdir / HISTORY) for run in runs]
 
 
-class Progress(NamedTuple):
-    """What `train_together` says before an epoch, and after each call into the compiled program.
-
-    Attributes:
-      epoch: counted from 1.
-      images: trained on since the last word, over all runs.
-      total: images of the whole training, over all runs.
-      metrics: of the last complete epoch, in words, over all runs.
-    """
-
-    epoch: int
-    images: int
-    total: int
-    metrics: str
-
-
-def can_train_together(runs: Sequence[Run]) -> bool:
-    """Whether the runs differ only in what replicas of one compiled program may differ in."""
-    shared = [
-        {k: v for k, v in run.config.items() if k not in config_lib.PER_REPLICA}
-        | {"averages": run.config.ema > 0}
-        for run in runs
-    ]
-    return all(fields == shared[0] for fields in shared)
-
-
-def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> list[Record]:
+def train_together(
+    runs: Sequence[Run], show: Callable[[Progress], None], saving: Saving = SAVING
+) -> list[Record]:
     """Trains runs as the replicas of one program, and writes the files of each.
 
     In each run's folder that is `history.pkl`, see `history`, and before it `variables.msgpack`,
@@ -233,11 +216,14 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
     Args:
       runs: at least one; `can_train_together` holds.
       show: called with the progress.
+      saving: of checkpoints, in `checkpoints/` in the run's folder, or in the one that is common
+        to the runs. From the newest one that is intact, training goes on; its result is the same.
 
     Returns:
       The records in the history files.
 
     Raises:
+      StoppedError: by SIGINT or SIGTERM, after the steps under way; a checkpoint was saved.
       ConfigError: the batch is larger than the training set, or another process trains in a
         folder; nothing was computed.
       DatasetError: the data cannot be had.
@@ -258,22 +244,8 @@ def train_together(runs: Sequence[Run], show: Callable[[Progress], None]) -> lis
         )
     with contextlib.ExitStack() as stack:
         for run in runs:
-            stack.enter_context(_only_writer(run.workdir))
-        return _train(runs, show, train_data, validation_data)
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Makes `folder`, and holds it for this process; the system frees it however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise config_lib.ConfigError(f"{folder} is in use: another process trains there") from None
-    finally:
-        os.close(descriptor)
+            stack.enter_context(only_writer(run.workdir))
+        return _train(runs, show, train_data, validation_data, saving)
 
 
 def _train(
@@ -281,6 +253,7 @@ def _train(
     show: Callable[[Progress], None],
     train_data: datasets.Dataset,
     validation_data: datasets.Dataset,
+    saving: Saving,
 ) -> list[Record]:
     config = runs[0].config
     examples = len(train_data.images)
@@ -292,77 +265,127 @@ def _train(
     hyper, state = training.init_replicas(
         recipe,
         [make_recipe(run.config, examples)[1] for run in runs],
-        [r.config.seed for r in runs],
+        [run.config.seed for run in runs],
     )
+    folder = checkpoint_folder(runs)
+    so_far = SoFar([], [], 0.0, [config.epochs] * len(runs), [True] * len(runs))
+    if (saved := checkpoints.restore(folder)) is not None:
+        state, so_far = _resumed(folder, runs, state, *saved)
+    first_step = int(state.step[0])
+    images = len(runs) * config.batch_size  # of a step
+    if first_step:
+        epoch, step = divmod(first_step, steps)
+        tqdm.write(f"going on after epoch {epoch}, step {step} of {steps}: {folder}", sys.stderr)
+        show(Progress(epoch + 1, first_step * images, config.epochs * steps * images, ""))
+
+    def save() -> None:
+        plain = jax.device_get(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+        progress = {"runs": identities(runs), **so_far._asdict()}
+        checkpoints.save(folder, int(state.step[0]), jax.tree.leaves(plain), progress, saving.keep)
+
     chunk = steps_per_call(steps, len(runs))
-    epochs: list[dict[str, Any]] = []
-    lengths = np.zeros(len(runs), int)  # of the histories: a run that diverges ends
-    going = np.ones(len(runs), bool)
-    evaluations: list[Any] = [None] * len(runs)
-    words = ""
-    for epoch in range(config.epochs):
-        start = time.perf_counter()
-        orders = epoch_orders(state.key, epoch, examples, config.batch_size)
-        total = config.epochs * orders.size
-        show(Progress(epoch + 1, 0, total, words))
-        lengths += going
-        chunks = []
-        for first in range(0, steps, chunk):
-            part = orders[:, first : first + chunk]
-            state, metrics = training.train_epoch(recipe, hyper, state, data, part)
-            chunks.append(jax.device_get(metrics))
-            show(Progress(epoch + 1, part.size, total, words))
-            finite = np.isfinite(chunks[-1].loss)
-            for number in np.flatnonzero(going & ~finite.all(1)).tolist():
-                step = first + int(finite[number].argmin()) + 1
-                tqdm.write(_divergence(runs[number], epoch + 1, step), file=sys.stderr)
-            going &= finite.all(1)
-            if not going.any():
-                break
-        loss, accuracy, rate = (np.concatenate(m, axis=1) for m in zip(*chunks, strict=True))
-        variables = jax.vmap(training.inference_variables)(hyper, state)
-        for number, found in enumerate(
-            training.evaluate_replicas(recipe.model, variables, validation)
-        ):
-            if lengths[number] == epoch + 1:
-                evaluations[number] = found
-        epochs.append(
-            {
+    words, evaluations = "", None
+    with stop_signals() as received:
+        for epoch in range(first_step // steps, config.epochs):
+            start = time.perf_counter() - so_far.seconds
+            orders = epoch_orders(state.key, epoch, examples, config.batch_size)
+            show(Progress(epoch + 1, 0, config.epochs * steps * images, words))
+            for first in range(int(state.step[0]) % steps, steps, chunk):
+                part = orders[:, first : first + chunk]
+                state, metrics = training.train_epoch(recipe, hyper, state, data, part)
+                so_far.chunks.append([m.tolist() for m in jax.device_get(metrics)])
+                show(Progress(epoch + 1, part.size, config.epochs * steps * images, words))
+                finite = np.isfinite(so_far.chunks[-1][0])
+                for number in np.flatnonzero(np.array(so_far.going) & ~finite.all(1)).tolist():
+                    step = first + int(finite[number].argmin()) + 1
+                    tqdm.write(_divergence(runs[number], epoch + 1, step), sys.stderr)
+                    so_far.going[number] = False
+                    so_far.lengths[number] = epoch + 1
+                if not any(so_far.going):
+                    break
+                if received and first + chunk < steps:
+                    so_far = so_far._replace(seconds=time.perf_counter() - start)
+                    save()
+                    raise _stopped(epoch + 1, first + chunk, steps, received[0])
+            variables = jax.vmap(training.inference_variables)(hyper, state)
+            evaluations = training.evaluate_replicas(recipe.model, variables, validation)
+            loss, accuracy, rate = (
+                np.concatenate([np.asarray(c, np.float32) for c in m], axis=1)
+                for m in zip(*so_far.chunks, strict=True)
+            )
+            found = {
                 "train_loss": loss.mean(1, dtype=np.float64),
                 "train_accuracy": accuracy.mean(1, dtype=np.float64),
-                "validation_loss": [e.loss for e in evaluations],
-                "validation_accuracy": [e.accuracy for e in evaluations],
-                "learning_rate": rate[:, -1],
+                "validation_loss": np.array([e.loss for e in evaluations]),
+                "validation_accuracy": np.array([e.accuracy for e in evaluations]),
+                "learning_rate": rate[:, -1].astype(np.float64),
                 "seconds": np.full(len(runs), (time.perf_counter() - start) / len(runs)),
             }
-        )
-        if not going.any():
-            break
-        mean = {key: np.mean(np.asarray(v)[going]) for key, v in epochs[-1].items()}
-        words = (
-            f"training loss {mean['train_loss']:.4f}, validation loss "
-            f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
-        )
-    show(Progress(epoch + 1, 0, total, words))
+            so_far.epochs.append({key: values.tolist() for key, values in found.items()})
+            so_far = so_far._replace(chunks=[], seconds=0.0)
+            if not any(so_far.going):
+                break
+            mean = {key: values[so_far.going].mean() for key, values in found.items()}
+            words = (
+                f"training loss {mean['train_loss']:.4f}, validation loss "
+                f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
+            )
+            if received or (epoch + 1) % saving.every == 0:
+                save()
+            if received and epoch + 1 < config.epochs:
+                raise _stopped(epoch + 1, steps, steps, received[0])
+        show(Progress(epoch + 1, 0, config.epochs * steps * images, words))
+    if evaluations is None:  # all epochs were trained before
+        variables = jax.vmap(training.inference_variables)(hyper, state)
+        evaluations = training.evaluate_replicas(recipe.model, variables, validation)
 
-    metrics_of_all = {
-        key: np.array([epoch[key] for epoch in epochs], np.float64) for key in epochs[0]
-    }
     variables = jax.device_get(variables)
     records = []
     for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
         variables_of_run = jax.tree.map(operator.itemgetter(number), variables)
-        if going[number]:
+        if so_far.going[number]:
             history.write_atomically(
                 run.workdir / VARIABLES, flax.serialization.msgpack_serialize(variables_of_run)
             )
         metrics_of_run = {
-            key: values[: lengths[number], number] for key, values in metrics_of_all.items()
+            key: np.array([e[key][number] for e in so_far.epochs[: so_far.lengths[number]]])
+            for key in so_far.epochs[0]
         }
         parameters = model.parameter_count(variables_of_run["params"])
         records.append(_record(run, parameters, metrics_of_run, evaluation, validation_data))
         history.save(run.workdir / HISTORY, records[-1])
     return records
+
+
+def _resumed(
+    folder: Path,
+    runs: Sequence[Run],
+    state: training.TrainState,
+    arrays: list[np.ndarray],
+    progress: dict[str, Any],
+) -> tuple[training.TrainState, SoFar]:
+    """State and progress of the runs from a checkpoint, which may be of more runs than these."""
+    known = progress.pop("runs")
+    try:
+        rows = [known.index(identity) for identity in identities(runs)]
+    except ValueError:
+        raise config_lib.ConfigError(f"{folder} holds checkpoints of other runs") from None
+    plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    leaves = [jnp.asarray(array[rows]) for array in arrays]
+    plain = jax.tree.unflatten(jax.tree.structure(plain), leaves)
+    so_far = SoFar(**progress)
+    return dataclasses.replace(plain, key=jax.random.wrap_key_data(plain.key)), SoFar(
+        epochs=[{k: [v[row] for row in rows] for k, v in e.items()} for e in so_far.epochs],
+        chunks=[[[m[row] for row in rows] for m in chunk] for chunk in so_far.chunks],
+        seconds=so_far.seconds,
+        lengths=[so_far.lengths[row] for row in rows],
+        going=[so_far.going[row] for row in rows],
+    )
+
+
+def _stopped(epoch: int, step: int, steps: int, number: int) -> StoppedError:
+    where = f"stopped and saved in epoch {epoch}, after step {step} of {steps}"
+    return StoppedError(f"{where}; the same command goes on from there", number)
 
 
 def _divergence(run: Run, epoch: int, step: int) -> str:

@@ -5,7 +5,9 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -19,7 +21,9 @@ from jax_mnist import config as config_lib
 from jax_mnist import history, runner
 from jax_mnist.config import ConfigError
 from jax_mnist.history import Record
-from jax_mnist.runner import Progress, Run
+from jax_mnist.runner import Progress
+from jax_mnist.runs import HISTORY, Run, can_train_together, check_name, is_finished
+from jax_mnist.stopping import StoppedError, stop_signals
 
 
 def paired_runs(
@@ -32,7 +36,7 @@ def paired_runs(
     """
     runs = []
     for seed, (name, config) in itertools.product(range(seeds), variants.items()):
-        runner.check_name(name)
+        check_name(name)
         if config.replicas != 1:
             raise ConfigError("config.replicas must be 1 here: the number of seeds takes its place")
         one = config.copy_and_resolve_references()
@@ -73,6 +77,7 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
 
 
 _BYTES_PER_PROCESS = 2**31  # 1.4 GB were seen
+_SECONDS_TO_SAVE = 20
 _BOOLEANS = {"True": True, "False": False}
 
 
@@ -93,8 +98,9 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       ConfigError: a folder holds a run of another config; nothing was trained.
       DatasetError: the data cannot be had.
       HistoryError: a history cannot be read.
+      StoppedError: by SIGINT or SIGTERM, after checkpoints were saved.
     """
-    unfinished = [run for run in runs if not runner.is_finished(run)]
+    unfinished = [run for run in runs if not is_finished(run)]
     finished = len(runs) - len(unfinished)
     epochs = sum(run.config.epochs for run in runs)
     with tqdm(
@@ -119,11 +125,11 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
                 show_finished(1)
         else:
             while unfinished:
-                group = [r for r in unfinished if runner.can_train_together([unfinished[0], r])]
+                group = [r for r in unfinished if can_train_together([unfinished[0], r])]
                 unfinished = [run for run in unfinished if run not in group]
                 runner.train_together(group, functools.partial(show, group))
                 show_finished(len(group))
-    return [history.load(run.workdir / runner.HISTORY) for run in runs]
+    return [history.load(run.workdir / HISTORY) for run in runs]
 
 
 def _on_every_core(
@@ -140,18 +146,25 @@ def _on_every_core(
         free_cores.put(core)
     with ProcessPoolExecutor(number, context, _start_worker, (free_cores, words)) as pool:
         futures = {pool.submit(_train_in_worker, i, run) for i, run in enumerate(runs)}
-        try:
-            while futures:
-                done, futures = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
-                while not words.empty():
-                    i, progress = words.get()
-                    show([runs[i]], progress)
-                for future in done:
-                    future.result()
-                    yield
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        with stop_signals() as received:
+            try:
+                while futures:
+                    done, futures = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
+                    while not words.empty():
+                        i, progress = words.get()
+                        show([runs[i]], progress)
+                    if received:
+                        break
+                    for future in done:
+                        future.result()
+                        yield
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if received:
+                    for process in multiprocessing.active_children():
+                        process.terminate()  # each saves a checkpoint
+        if received:
+            raise StoppedError("stopped and saved; the same command goes on", received[0])
 
 
 _worker: dict[str, Any] = {}
@@ -162,6 +175,7 @@ def _start_worker(free_cores: Any, words: Any) -> None:
     _worker["words"] = words
     with contextlib.suppress(AttributeError):  # a system without affinity
         os.sched_setaffinity(0, {free_cores.get()})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, the parent passes SIGTERM on
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -169,6 +183,8 @@ def _start_worker(free_cores: Any, words: Any) -> None:
 
 def _end_with(parent: Any) -> None:
     parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_SAVE)
     os._exit(1)
 
 

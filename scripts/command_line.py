@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from jax_mnist.config import ConfigError
 from jax_mnist.datasets import DatasetError
 from jax_mnist.history import HistoryError
+from jax_mnist.stopping import StoppedError
 
 
 def fail(error):
@@ -29,6 +30,9 @@ def run(main):
         logging.set_verbosity(logging.WARNING)
         try:
             main(argv[1:])
+        except StoppedError as stop:
+            print(f"{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+            sys.exit(128 + stop.signal)
         except (ConfigError, DatasetError, HistoryError, OSError) as error:
             fail(error)
 

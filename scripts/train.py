@@ -19,6 +19,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
+_EVERY = flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1)
+_KEEP = flags.DEFINE_integer("checkpoints_kept", 2, "How many are kept.", lower_bound=2)
 flags.mark_flag_as_required("config")
 
 
@@ -27,7 +29,9 @@ def main(arguments):
         fail(f"unexpected argument {arguments[0]!r}")
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    records = runner.train(_CONFIG.value, workdir, _FRESH.value)
+    records = runner.train(
+        _CONFIG.value, workdir, _FRESH.value, runner.Saving(_EVERY.value, _KEEP.value)
+    )
     for record in records:
         if analysis.has_diverged(record):
             continue  # it was said when it happened

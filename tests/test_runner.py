@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jax_mnist import analysis, datasets, history, runner, training
+from jax_mnist import analysis, datasets, history, runner, runs, training
 from jax_mnist import config as config_lib
 
 
@@ -86,8 +86,8 @@ def test_starting_afresh_moves_the_old_run_aside(tmp_path, capsys):
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     configs = {"good": small_config(), "bad": small_config(l2=1e30)}
-    runs = [runner.Run(name, config, tmp_path / name) for name, config in configs.items()]
-    good, bad = runner.train_together(runs, lambda progress: None)
+    both = [runs.Run(name, config, tmp_path / name) for name, config in configs.items()]
+    good, bad = runner.train_together(both, lambda progress: None)
     assert len(good["metrics"]["train_loss"]) == 2 and not analysis.has_diverged(good)
     assert len(bad["metrics"]["train_loss"]) == 1 and analysis.has_diverged(bad)
     np.testing.assert_allclose(
@@ -102,7 +102,11 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
 
 def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
     workdir, record = run
-    assert sorted(p.name for p in workdir.iterdir()) == ["history.pkl", "variables.msgpack"]
+    assert sorted(p.name for p in workdir.iterdir()) == [
+        "checkpoints",
+        "history.pkl",
+        "variables.msgpack",
+    ]
     loaded = history.load(workdir / "history.pkl")
     jax.tree.map(np.testing.assert_array_equal, loaded, record)
     assert loaded["config"] == small_config().to_dict()
@@ -121,8 +125,8 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
     holder = subprocess.Popen(
         [
             sys.executable, "-c",
-            "import sys, pathlib; from jax_mnist import runner\n"
-            "with runner._only_writer(pathlib.Path(sys.argv[1])): print(flush=True); input()",
+            "import sys, pathlib; from jax_mnist import runs\n"
+            "with runs.only_writer(pathlib.Path(sys.argv[1])): print(flush=True); input()",
             tmp_path / "run",
         ],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -132,7 +136,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
         with pytest.raises(config_lib.ConfigError, match="in use: another process trains there"):
             runner.train(small_config(), tmp_path / "run")
         holder.kill()
-    with runner._only_writer(tmp_path / "run"):  # freed by the death of its holder
+    with runs.only_writer(tmp_path / "run"):  # freed by the death of its holder
         assert not list((tmp_path / "run").iterdir())
 
 

@@ -1,0 +1,125 @@
+"""Checkpoints: what comes back is what was saved, or an older one, never anything damaged."""
+
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jax_mnist import checkpoints, history
+
+ROOT = Path(__file__).parent.parent
+ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7], np.int32)]
+
+
+def test_the_newest_comes_back_and_older_ones_go(tmp_path):
+    assert checkpoints.restore(tmp_path / "none") is None
+    for step in (3, 20, 100):
+        progress = {"loss": [0.1, math.inf], "step": step}
+        checkpoints.save(tmp_path, step, [a + step for a in ARRAYS], progress, keep=2)
+    arrays, progress = checkpoints.restore(tmp_path)
+    for array, expected in zip(arrays, ARRAYS, strict=True):
+        np.testing.assert_array_equal(array, expected + 100)
+        assert array.dtype == expected.dtype
+    assert progress == {"loss": [0.1, math.inf], "step": 100}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["100", "20"]
+
+
+DAMAGE = {
+    "emptied": lambda data: b"",
+    "truncated": lambda data: data[:-1],
+    "bit flipped": lambda data: data[:-1] + bytes([data[-1] ^ 4]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_found_and_an_older_checkpoint_taken(tmp_path, damage, capsys):
+    original = tmp_path / "original"
+    for step in (1, 2):
+        checkpoints.save(original, step, [a + step for a in ARRAYS], {"step": step}, keep=2)
+    files = [path for path in (original / "2").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(original, folder)
+        copy = folder / file.relative_to(original)
+        copy.write_bytes(DAMAGE[damage](copy.read_bytes()))
+        if copy.read_bytes() == file.read_bytes():
+            continue  # it was empty
+        arrays, progress = checkpoints.restore(folder)
+        assert progress == {"step": 1}, copy
+        np.testing.assert_array_equal(arrays[0], ARRAYS[0] + 1)
+        assert "2 was damaged: removed" in capsys.readouterr().err
+        checkpoints.save(folder, 2, ARRAYS, {"step": 2}, keep=2)
+        assert checkpoints.restore(folder)[1] == {"step": 2}
+
+
+def train(workdir, **options):
+    command = [
+        sys.executable, ROOT / "scripts" / "train.py", "--config", ROOT / "configs" / "gbn_l2.py",
+        f"--workdir={workdir}", "--config.epochs=3", "--config.train_split=train[:6400]",
+        "--config.validation_split=test[:200]", "--config.ema=0.9",
+    ]  # fmt: skip
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def has_begun(workdir):
+    """Whether there is a checkpoint, so that a run is between its first and its last."""
+    return any(path.name.isdigit() for path in workdir.glob("checkpoints/*/*"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = train(workdir)
+    assert process.wait() == 0, process.stderr.read()
+    return workdir
+
+
+def assert_same_results(workdir, expected):
+    first, second = (history.load(folder / "history.pkl") for folder in (workdir, expected))
+    for record in (first, second):
+        assert (record["metrics"].pop("seconds") > 0).all()
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    final = "variables.msgpack"
+    assert (workdir / final).read_bytes() == (expected / final).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_and_goes_on_to_the_same_result(whole, tmp_path, number, status):
+    workdir = tmp_path / "run"
+    process = train(workdir)
+    while process.poll() is None and not has_begun(workdir):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == status, errors
+    assert "the same command goes on from there" in errors.splitlines()[-1]
+    assert not (workdir / "history.pkl").exists()
+    again = train(workdir)
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert "going on after epoch" in errors
+    assert_same_results(workdir, whole)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path):
+    rng = np.random.default_rng(0)
+    workdir = tmp_path / "run"
+    for _ in range(4):
+        process = train(workdir)
+        while process.poll() is None and not has_begun(workdir):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 4))
+        process.kill()
+        process.communicate()
+    process = train(workdir)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert_same_results(workdir, whole)
