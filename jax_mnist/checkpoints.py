@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from jax_mnist import history
 
@@ -32,13 +35,23 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], progress: Any, keep:
     if (folder / str(step)).exists():
         return
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
-            ),
-        )
+    contents = ocp.args.Composite(
+        arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
+    )
+    # What Orbax's threads would print and log is raised here too.
+    hook, verbosity = threading.excepthook, logging.get_verbosity()
+    threading.excepthook = lambda _: None
+    logging.set_verbosity(logging.FATAL)
+    try:
+        with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            manager.save(step, args=contents)
+    except (OSError, ValueError) as error:  # TensorStore's, which says more, is a ValueError
+        reason = re.search(r"Failed to [^:]*: (.*?) \[", str(error))
+        why = reason[1] if reason else getattr(error, "strerror", None) or error
+        raise OSError(f"{str(folder / str(step))!r}: cannot be written: {why}") from error
+    finally:
+        threading.excepthook = hook
+        logging.set_verbosity(verbosity)
     sums = json.dumps(_checksums(folder / str(step)))
     history.write_atomically(folder / str(step) / _CHECKSUMS, sums.encode())
 

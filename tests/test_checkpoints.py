@@ -60,7 +60,33 @@ def test_a_damaged_file_is_found_and_an_older_checkpoint_taken(tmp_path, damage,
         assert checkpoints.restore(folder)[1] == {"step": 2}
 
 
-def train(workdir, **options):
+@pytest.mark.parametrize("limit", [0, 100, 1000, 4000])
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
+    code = f"""
+import resource, signal, sys, numpy as np
+from pathlib import Path
+from jax_mnist import checkpoints
+arrays = [np.random.default_rng(0).normal(size=(40, 40))]
+checkpoints.save(Path(sys.argv[1]), 1, arrays, {{"step": 1}}, keep=2)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(Path(sys.argv[1]), 2, arrays, {{"step": 2}}, keep=2)
+except OSError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert "cannot be written: File too large" in result.stdout, result
+    assert len(result.stdout.splitlines()) == 1
+    assert "Traceback" not in result.stderr
+    arrays, progress = checkpoints.restore(tmp_path)
+    assert progress == {"step": 1}
+    np.testing.assert_array_equal(arrays[0], np.random.default_rng(0).normal(size=(40, 40)))
+
+
+def train(workdir):
     command = [
         sys.executable, ROOT / "scripts" / "train.py", "--config", ROOT / "configs" / "gbn_l2.py",
         f"--workdir={workdir}", "--config.epochs=3", "--config.train_split=train[:6400]",
