@@ -244,7 +244,7 @@ def train_together(
         )
     with contextlib.ExitStack() as stack:
         for run in runs:
-            stack.enter_context(only_writer(run.workdir))
+            stack.enter_context(only_writer(run))
         return _train(runs, show, train_data, validation_data, saving)
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jax_mnist import history
 from jax_mnist.config import PER_REPLICA, ConfigError
 
-HISTORY = "history.pkl"
+HISTORY, CONFIG = "history.pkl", "config.json"
 
 
 class Run(NamedTuple):
@@ -53,13 +53,18 @@ def is_finished(run: Run) -> bool:
     """Whether the run's folder holds its history.
 
     Raises:
-      ConfigError: it holds that of another run.
+      ConfigError: it holds another run, finished or not.
       HistoryError: the history cannot be read.
     """
-    path = run.workdir / HISTORY
-    if not path.exists():
-        return False
-    found, wanted = history.load(path)["config"], run.config.to_dict()
+    finished, begun = run.workdir / HISTORY, run.workdir / CONFIG
+    wanted = run.config.to_dict()
+    if finished.exists():
+        found = history.load(finished)["config"]
+    else:
+        try:
+            found = json.loads(begun.read_bytes()) if begun.exists() else wanted
+        except ValueError:
+            raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
     if found != wanted:
         differences = ", ".join(
             f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
@@ -67,7 +72,7 @@ def is_finished(run: Run) -> bool:
             if found.get(key) != wanted.get(key)
         )
         raise ConfigError(f"{run.workdir} holds another run ({differences}): name another folder")
-    return True
+    return finished.exists()
 
 
 def can_train_together(runs: Sequence[Run]) -> bool:
@@ -81,15 +86,20 @@ def can_train_together(runs: Sequence[Run]) -> bool:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Makes `folder`, and holds it for this process; the system frees it however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+def only_writer(run: Run) -> Iterator[None]:
+    """Makes the run's folder, which tells its config, and holds it for this process.
+
+    The system frees it however the process ends.
+    """
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run.workdir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        config = json.dumps(run.config.to_dict(), indent=1)
+        history.write_atomically(run.workdir / CONFIG, config.encode())
         yield
     except BlockingIOError:
-        raise ConfigError(f"{folder} is in use: another process trains there") from None
+        raise ConfigError(f"{run.workdir} is in use: another process trains there") from None
     finally:
         os.close(descriptor)
 

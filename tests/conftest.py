@@ -4,8 +4,20 @@ import os
 import tempfile
 
 import chex
+import pytest
 
 chex.set_n_cpu_devices(4)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough", action="store_true", help="more kills and more generated configs"
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(request):
+    return request.config.getoption("--thorough")

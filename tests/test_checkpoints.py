@@ -86,25 +86,36 @@ except OSError as error:
     np.testing.assert_array_equal(arrays[0], np.random.default_rng(0).normal(size=(40, 40)))
 
 
-def train(workdir):
-    command = [
-        sys.executable, ROOT / "scripts" / "train.py", "--config", ROOT / "configs" / "gbn_l2.py",
-        f"--workdir={workdir}", "--config.epochs=3", "--config.train_split=train[:6400]",
-        "--config.validation_split=test[:200]", "--config.ema=0.9",
-    ]  # fmt: skip
+TRAIN = ROOT / "scripts" / "train.py"
+OPTIONS = [
+    "--config", ROOT / "configs" / "gbn_l2.py", "--config.epochs=3", "--config.ema=0.9",
+    "--config.train_split=train[:6400]", "--config.validation_split=test[:200]",
+]  # fmt: skip
+
+
+def train(workdir, program=(TRAIN,), options=()):
+    """The script, or a program that runs it, as a process."""
+    command = [sys.executable, *program, *OPTIONS, f"--workdir={workdir}", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def has_begun(workdir):
-    """Whether there is a checkpoint, so that a run is between its first and its last."""
-    return any(path.name.isdigit() for path in workdir.glob("checkpoints/*/*"))
+def finish(workdir):
+    """Runs it to its end, and returns what it wrote on standard error."""
+    process = train(workdir)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return errors
+
+
+def wait_for(workdir, process, pattern):
+    while process.poll() is None and not any(workdir.glob(f"checkpoints/*/{pattern}")):
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    process = train(workdir)
-    assert process.wait() == 0, process.stderr.read()
+    finish(workdir)
     return workdir
 
 
@@ -121,31 +132,78 @@ def assert_same_results(workdir, expected):
 def test_a_stopped_run_saves_and_goes_on_to_the_same_result(whole, tmp_path, number, status):
     workdir = tmp_path / "run"
     process = train(workdir)
-    while process.poll() is None and not has_begun(workdir):
-        time.sleep(0.02)
+    wait_for(workdir, process, "*/sha256.json")
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == status, errors
     assert "the same command goes on from there" in errors.splitlines()[-1]
     assert not (workdir / "history.pkl").exists()
-    again = train(workdir)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
-    assert "going on after epoch" in errors
+    assert "going on after epoch" in finish(workdir)
     assert_same_results(workdir, whole)
 
 
-def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path):
+def test_a_run_killed_at_random_moments_goes_on_to_the_same_result(whole, tmp_path, thorough):
     rng = np.random.default_rng(0)
     workdir = tmp_path / "run"
-    for _ in range(4):
+    for _ in range(30 if thorough else 4):
+        if (workdir / "history.pkl").exists():  # finished before it was killed: once more
+            assert_same_results(workdir, whole)
+            shutil.rmtree(workdir)
         process = train(workdir)
-        while process.poll() is None and not has_begun(workdir):
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 4))
+        wait_for(workdir, process, "*")
+        time.sleep(rng.uniform(0, 2))
         process.kill()
         process.communicate()
-    process = train(workdir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish(workdir)
     assert_same_results(workdir, whole)
+
+
+# Runs the script, and dies in the moment before a file gets its name.
+DIE = """
+import os, runpy, signal, sys
+name, sys.argv = sys.argv[1], sys.argv[2:]
+replace = os.replace
+def replace_or_die(source, target):
+    if os.path.basename(target) == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = replace_or_die
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["sha256.json", "variables.msgpack", "history.pkl"])
+def test_a_run_killed_while_it_writes_a_file(whole, tmp_path, name):
+    workdir = tmp_path / "run"
+    process = train(workdir, program=("-c", DIE, name, TRAIN))
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert not (workdir / "history.pkl").exists()
+    errors = finish(workdir)
+    assert ("was damaged: removed" in errors) == (name == "sha256.json")
+    assert_same_results(workdir, whole)
+
+
+def test_a_run_killed_while_orbax_writes(whole, tmp_path):
+    workdir = tmp_path / "run"
+    process = train(workdir)
+    wait_for(workdir, process, "*/sha256.json")
+    wait_for(workdir, process, "*orbax-checkpoint-tmp*")
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert "going on after epoch" in finish(workdir)
+    assert_same_results(workdir, whole)
+
+
+def test_checkpoints_of_another_config_are_refused(tmp_path):
+    workdir = tmp_path / "run"
+    process = train(workdir)
+    wait_for(workdir, process, "*/sha256.json")
+    process.kill()
+    process.communicate()
+    process = train(workdir, options=["--config.l1=0.5"])
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert len(errors.splitlines()) == 1 and "l1 is 0.0 there, 0.5 here" in errors

@@ -96,7 +96,10 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "finite" in line]
     assert line.startswith("bad, seed 0: the loss was not finite at epoch 1, step ")
     assert "learning rate (0.2)" in line and "L2 1e+30" in line
-    assert sorted(p.name for p in (tmp_path / "bad").iterdir()) == ["history.pkl"]
+    assert sorted(p.name for p in (tmp_path / "bad").iterdir()) == [
+        "config.json",
+        "history.pkl",
+    ]
     assert history.load(tmp_path / "bad" / "history.pkl")["name"] == "bad"
 
 
@@ -104,6 +107,7 @@ def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
     workdir, record = run
     assert sorted(p.name for p in workdir.iterdir()) == [
         "checkpoints",
+        "config.json",
         "history.pkl",
         "variables.msgpack",
     ]
@@ -122,22 +126,29 @@ def test_a_workdir_without_a_usable_name_is_refused(tmp_path):
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    code = """
+import pathlib, sys
+from jax_mnist import config, runs
+with runs.only_writer(runs.Run("run", config.base(), pathlib.Path(sys.argv[1]))):
+    print(flush=True)
+    input()
+"""
     holder = subprocess.Popen(
-        [
-            sys.executable, "-c",
-            "import sys, pathlib; from jax_mnist import runs\n"
-            "with runs.only_writer(pathlib.Path(sys.argv[1])): print(flush=True); input()",
-            tmp_path / "run",
-        ],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", code, tmp_path / "run"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    run = runs.Run("run", config_lib.base(), tmp_path / "run")
     with holder:
         holder.stdout.readline()
-        with pytest.raises(config_lib.ConfigError, match="in use: another process trains there"):
-            runner.train(small_config(), tmp_path / "run")
+        with (
+            pytest.raises(config_lib.ConfigError, match="in use: another process trains there"),
+            runs.only_writer(run),
+        ):
+            pass
         holder.kill()
-    with runs.only_writer(tmp_path / "run"):  # freed by the death of its holder
-        assert not list((tmp_path / "run").iterdir())
+    with runs.only_writer(run):  # freed by the death of its holder
+        assert [path.name for path in run.workdir.iterdir()] == ["config.json"]
 
 
 def test_metrics_are_those_of_the_epochs(run):
