@@ -1,7 +1,9 @@
 """The two scripts, as a user runs them, on a sixth of the real MNIST."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,26 @@ def test_a_study_reports_and_goes_on_where_it_stopped(tmp_path):
     other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path)
     assert other.returncode == 2
     assert len(other.stderr.splitlines()) == 1 and "l1 is 0.0 there, 0.1 here" in other.stderr
+
+
+def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path):
+    command = [
+        sys.executable, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", "--seeds=1",
+        "--config.epochs=4", "--config.train_split=train[:6400]",
+        "--config.validation_split=test[:100]",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.rglob("sha256.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert errors.splitlines()[-1] == "study.py: stopped and saved; the same command goes on"
+    assert not list(tmp_path.rglob("history.pkl"))
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stderr
+    assert (tmp_path / "runs" / "study" / "report.md").exists()
 
 
 def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
