@@ -334,7 +334,7 @@ def _train(
                 save()
             if received and epoch + 1 < config.epochs:
                 raise _stopped(epoch + 1, steps, steps, received[0])
-        show(Progress(epoch + 1, 0, config.epochs * steps * images, words))
+        show(Progress(len(so_far.epochs), 0, config.epochs * steps * images, words))
     if evaluations is None:  # all epochs were trained before
         variables = jax.vmap(training.inference_variables)(hyper, state)
         evaluations = training.evaluate_replicas(recipe.model, variables, validation)
