@@ -46,7 +46,7 @@ def main(arguments):
     variants = {file.stem: load(file, overrides) for file in files}
     records = study.train_all(study.paired_runs(variants, _SEEDS.value, _WORKDIR.value))
     try:
-        report.write(records, _WORKDIR.value, shlex.join(["python", *sys.argv]))
+        report.write(records, _WORKDIR.value, shlex.join(["python", "scripts/study.py", *sys.argv[1:]]))
     except ValueError as error:
         fail(error)
     print(f"report in {_WORKDIR.value}/report.md and report.html")
