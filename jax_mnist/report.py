@@ -249,7 +249,7 @@ def _p(p: float) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: auto; padding: 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: auto; padding: 1rem }
 h1, h2 { line-height: 1.2 }
 img { display: block; max-width: min(100%, 50rem); height: auto; margin: 1.5rem auto }
 .table { overflow-x: auto }
