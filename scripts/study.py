@@ -45,8 +45,9 @@ def main(arguments):
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     variants = {file.stem: load(file, overrides) for file in files}
     records = study.train_all(study.paired_runs(variants, _SEEDS.value, _WORKDIR.value))
+    command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
     try:
-        report.write(records, _WORKDIR.value, shlex.join(["python", "scripts/study.py", *sys.argv[1:]]))
+        report.write(records, _WORKDIR.value, command)
     except ValueError as error:
         fail(error)
     print(f"report in {_WORKDIR.value}/report.md and report.html")
