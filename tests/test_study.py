@@ -13,7 +13,7 @@ from jax_mnist import history, runner, study
 def variants(**fields):
     base = config_lib.base()
     base.update(train_split="train[:300]", validation_split="test[:150]", epochs=1, batch_size=64)
-    base.learning_rate = 0.01  # so that rounding does not grow
+    base.learning_rate = 1e-4  # so that rounding does not grow
     base.update(**fields)
     with_l2 = base.copy_and_resolve_references()
     with_l2.l2 = 0.1
