@@ -2,25 +2,28 @@
 
 A record is a nested dictionary of plain Python values and NumPy arrays:
 
-    schema       int, `SCHEMA`
-    name         str, the variant, printable
-    config       dict, the whole configuration
-    seed         int
-    parameters   int, the number of trained parameters
-    metrics      dict of float64 [epochs]: train_loss, train_accuracy, validation_loss,
-                 validation_accuracy, learning_rate, seconds; accuracies are fractions in [0, 1]
-    predictions  dict, the validation set at the last epoch: label int32 [N], prediction int32 [N],
-                 probabilities float32 [N, classes]
-    mistakes     dict: index int32 [M], ascending, into predictions; images uint8 [M, 28, 28]
-    label_names  list of str, one per class
-    packages     dict of str, package name to version
-    device       dict: platform str, kind str, count int
+    schema         int, `SCHEMA`
+    name           str, the variant, printable
+    config         dict, the whole configuration
+    seed           int
+    parameters     int, the number of trained parameters
+    metrics        dict of float64 [epochs]: train_loss, train_accuracy, validation_loss,
+                   validation_accuracy, learning_rate, seconds; accuracies are fractions in [0, 1]
+    normalization  dict: mean float, std float, those of `augment.normalize`
+    predictions    dict, the validation set at the last epoch: label int32 [N], prediction int32
+                   [N], probabilities float32 [N, classes]
+    mistakes       dict: index int32 [M], ascending, into predictions; images uint8 [M, 28, 28]
+    label_names    list of str, one per class
+    packages       dict of str, package name to version
+    device         dict: platform str, kind str, count int
+    variables_sha256  str, of the file of the final variables; empty if there is none, or not known
 
-The file is an ordinary pickle that `pickle.load` opens. Use `load` for one that comes from somebody
-else: it makes such values only, whatever the file asks for.
+The file is an ordinary pickle that `pickle.load` opens, and after it a checksum. Use `load` for one
+that comes from somebody else: it makes such values only, whatever the file asks for.
 """
 
 import contextlib
+import hashlib
 import itertools
 import os
 import pathlib
@@ -31,7 +34,7 @@ import numpy as np
 
 from jax_mnist import safe_pickle
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no normalization and no variables_sha256
 METRICS = (
     "train_loss",
     "train_accuracy",
@@ -47,6 +50,7 @@ Path = str | os.PathLike[str]
 _MAX_BYTES = 2**28  # far above any real record
 _MAX_VALUES = 10_000  # an array takes some 20 steps, so this stays below safe_pickle.MAX_STEPS
 _MAX_DEPTH = 32
+_CHECKSUM = b"sha256:"
 _PROTOCOL = 4  # one form for every array, readable by NumPy 1.26 too; protocol 5 has two
 
 
@@ -65,6 +69,7 @@ def save(path: Path, record: Record) -> None:
         HistoryError: the record is not valid, or the file could not be written.
     """
     data = pickle.dumps(_checked(record), protocol=_PROTOCOL)
+    data += _CHECKSUM + hashlib.sha256(data).hexdigest().encode()
     try:
         _parsed(data)  # what `load` would refuse is never written
         write_atomically(path, data)
@@ -76,10 +81,12 @@ def load(path: Path) -> Record:
     """Reads a record, trusting nothing: only plain Python values and numeric arrays are made.
 
     Args:
-        path: a file that `save` wrote, or any pickle of such a record (protocol 3 or newer).
+        path: a file that `save` wrote, or any pickle of such a record (protocol 3 or newer), also
+            of an older schema.
 
     Returns:
-        The record, with arrays that are C-contiguous, writable and in native byte order.
+        The record in today's schema, with arrays that are C-contiguous, writable and in native
+        byte order.
 
     Raises:
         HistoryError: the file cannot be read, is damaged, asks for anything else than such values,
@@ -132,6 +139,11 @@ def _check_size(size: int) -> None:
 
 def _parsed(data: bytes) -> Record:
     _check_size(len(data))
+    start = len(data) - len(_CHECKSUM) - 64
+    if data[start:].startswith(_CHECKSUM):  # a pickle made by hand has none
+        data, checksum = data[:start], data[start + len(_CHECKSUM) :]
+        if hashlib.sha256(data).hexdigest().encode() != checksum:
+            raise HistoryError("damaged: its checksum differs")
     try:
         return _checked(safe_pickle.loads(data))
     except safe_pickle.UnpicklingError as error:
@@ -149,11 +161,16 @@ def _checked(record: object) -> Record:
         newer = f"schema {schema!s:.9}, this reads up to {SCHEMA}"
         raise HistoryError(f"made by a newer jax_mnist ({newer}); upgrade")
     plain = _plain(record, "record", 0, itertools.count())
+    if schema == 1:  # of MNIST and its constants always
+        mnist = {"mean": 0.1307, "std": 0.3081}
+        plain |= {"schema": 2, "normalization": mnist, "variables_sha256": ""}
 
     _typed(plain, dict, "config", "metrics", "predictions", "mistakes", "packages", "device")
+    _typed(plain, dict, "normalization")
     _typed(plain, int, "seed", "parameters")
-    _typed(plain, str, "name")
+    _typed(plain, str, "name", "variables_sha256")
     _typed(plain, list, "label_names")
+    _typed(plain["normalization"], float, "mean", "std")
     _typed(plain["device"], str, "platform", "kind")
     _typed(plain["device"], int, "count")
     _typed(plain["packages"], str, *plain["packages"])

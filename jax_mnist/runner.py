@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import operator
 import os
@@ -343,17 +344,18 @@ def _train(
     records = []
     for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
         variables_of_run = jax.tree.map(operator.itemgetter(number), variables)
+        data = flax.serialization.msgpack_serialize(variables_of_run)
         if so_far.going[number]:
-            history.write_atomically(
-                run.workdir / VARIABLES, flax.serialization.msgpack_serialize(variables_of_run)
-            )
+            history.write_atomically(run.workdir / VARIABLES, data)
         metrics_of_run = {
             key: np.array([e[key][number] for e in so_far.epochs[: so_far.lengths[number]]])
             for key in so_far.epochs[0]
         }
         parameters = model.parameter_count(variables_of_run["params"])
-        records.append(_record(run, parameters, metrics_of_run, evaluation, validation_data))
-        history.save(run.workdir / HISTORY, records[-1])
+        record = _record(run, parameters, metrics_of_run, evaluation, validation_data)
+        record["variables_sha256"] = hashlib.sha256(data).hexdigest() * so_far.going[number]
+        records.append(record)
+        history.save(run.workdir / HISTORY, record)
     return records
 
 
@@ -414,6 +416,7 @@ def _record(
         "seed": run.config.seed,
         "parameters": parameters,
         "metrics": metrics,
+        "normalization": {"mean": augment.MEAN, "std": augment.STD},
         "predictions": {
             "label": validation.labels.astype(np.int32),
             "prediction": prediction,
@@ -439,17 +442,15 @@ def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: the file holds no variables.
+      HistoryError: nor can the history beside it, which has the file's checksum.
+      ValueError: the file is damaged, or another run's.
     """
     path = Path(workdir) / VARIABLES
-    try:
-        variables = flax.serialization.msgpack_restore(path.read_bytes())
-    except OSError:
-        raise
-    except Exception as error:  # msgpack has many, for bytes that are not what it wrote
-        raise ValueError(f"{path} is damaged: train again to replace it") from error
-    if not isinstance(variables, dict) or set(variables) != {"params", "batch_stats"}:
-        raise ValueError(f"{path} holds no variables of a run")
+    data = path.read_bytes()
+    checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
+    if checksum not in ("", hashlib.sha256(data).hexdigest()):
+        raise ValueError(f"{path} is damaged, or another run's: train again to replace it")
+    variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
     return variables
 
 

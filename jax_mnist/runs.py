@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jax_mnist import config as config_lib
 from jax_mnist import history
 from jax_mnist.config import PER_REPLICA, ConfigError
 
@@ -65,6 +66,7 @@ def is_finished(run: Run) -> bool:
             found = json.loads(begun.read_bytes()) if begun.exists() else wanted
         except ValueError:
             raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
+    found = config_lib.base().to_dict() | found  # a field that is newer than the run
     if found != wanted:
         differences = ", ".join(
             f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"

@@ -26,7 +26,7 @@ def make_record(
     probabilities[np.arange(examples), prediction] = (0.5 + np.arange(examples) / 1024) % 1
     ramp = np.linspace(1.0, 0.1, epochs)
     return {
-        "schema": 1,
+        "schema": 2,
         "name": name,
         "config": {
             "name": name,
@@ -45,6 +45,7 @@ def make_record(
             "learning_rate": ramp / 10,
             "seconds": np.full(epochs, 12.5),
         },
+        "normalization": {"mean": 0.1307, "std": 0.3081},
         "predictions": {"label": label, "prediction": prediction, "probabilities": probabilities},
         "mistakes": {
             "index": index,
@@ -53,4 +54,5 @@ def make_record(
         "label_names": list(label_names),
         "packages": {"python": "3.11.7", "jax": "0.10.2"},
         "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+        "variables_sha256": "",
     }

@@ -1,6 +1,8 @@
 """The host loop on a little of the real MNIST."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +75,18 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(run, capsys)
     with pytest.raises(config_lib.ConfigError, match=r"another run \(l1 is 0.0 there, 0.1 here\)"):
         runner.train(small_config(l1=0.1), workdir)
     assert before == {p: p.stat().st_mtime_ns for p in workdir.iterdir()}
+
+
+def test_a_run_from_before_a_field_had_its_default(tmp_path):
+    config = config_lib.base()
+    run = runs.Run("old", config, tmp_path)
+    known = config.to_dict()
+    del known["schedule"]
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    assert not runs.is_finished(run)
+    config.schedule = "constant"
+    with pytest.raises(config_lib.ConfigError, match="schedule is 'one_cycle' there"):
+        runs.is_finished(run)
 
 
 def test_starting_afresh_moves_the_old_run_aside(tmp_path, capsys):
@@ -197,8 +211,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, me
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"\x93\x01\x02\x03"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-9], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1])]
+)
 def test_damaged_variables_are_refused(run, tmp_path, damage):
+    for name in ("history.pkl", "variables.msgpack"):
+        shutil.copy(run[0] / name, tmp_path)
+    assert runner.load_variables(tmp_path).keys() == {"params", "batch_stats"}
     (tmp_path / "variables.msgpack").write_bytes(
         damage((run[0] / "variables.msgpack").read_bytes())
     )
