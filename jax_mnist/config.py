@@ -1,7 +1,5 @@
 """The base config that every experiment is a difference from, and the check of a config."""
 
-import math
-
 from ml_collections import ConfigDict
 
 from jax_mnist import datasets, optim
@@ -57,6 +55,8 @@ def base() -> ConfigDict:
     return config.lock()
 
 
+_LARGEST = 1e38  # of a float32, about
+
 # Of each number: its least and greatest value, and whether the greatest is itself allowed.
 _RANGES = {
     "seed": (0, 2**31, False),
@@ -65,13 +65,13 @@ _RANGES = {
     "batch_size": (1, 1_000_000, True),
     "norm_momentum": (0, 1, False),
     "ghost_batch_size": (1, 1_000_000, True),
-    "learning_rate": (0, math.inf, False),
+    "learning_rate": (0, _LARGEST, True),
     "momentum": (0, 1, False),
-    "l1": (0, math.inf, False),
-    "l2": (0, math.inf, False),
+    "l1": (0, _LARGEST, True),
+    "l2": (0, _LARGEST, True),
     "ema": (0, 1, False),
-    "brightness": (0, math.inf, False),
-    "contrast": (0, math.inf, False),
+    "brightness": (0, _LARGEST, True),
+    "contrast": (0, _LARGEST, True),
     "rotation": (0, 180, True),
     "shift": (0, 28, True),
     "scale": (0, 1, False),
@@ -98,8 +98,8 @@ def check(config: ConfigDict) -> None:
     for name, (low, high, closed) in _RANGES.items():
         value = config[name]
         if not (low <= value < high or (closed and value == high)):  # so written, NaN fails too
-            bound = "finite" if high == math.inf else f"{'at most' if closed else 'below'} {high:,}"
-            raise ConfigError(f"config.{name} must be at least {low} and {bound}; got {value}")
+            greatest = f"{'at most' if closed else 'below'} {high:{',' if high < 1e10 else 'g'}}"
+            raise ConfigError(f"config.{name} must be at least {low} and {greatest}; got {value}")
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
     for name, choices in _CHOICES.items():

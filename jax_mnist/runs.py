@@ -97,6 +97,8 @@ def only_writer(run: Run) -> Iterator[None]:
     descriptor = os.open(run.workdir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for leftover in run.workdir.glob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
         config = json.dumps(run.config.to_dict(), indent=1)
         history.write_atomically(run.workdir / CONFIG, config.encode())
         yield

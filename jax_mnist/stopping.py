@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+
+_WORD = b"\nstopping: finishes its step and saves; Ctrl-C again leaves at once\n"
 
 
 class StoppedError(Exception):
@@ -26,18 +27,34 @@ def stop_signals() -> Iterator[list[int]]:
     Only a process's main thread can do this: in another the list stays empty.
     """
     received: list[int] = []
-
-    def receive(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            os._exit(128 + number)
-        received.append(number)
-
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    # A handler of Python's waits for the end of a call into compiled code, which may be a
+    # compilation; what the system writes into a pipe is read at once.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        asked = 0
+        while number := os.read(reader, 1):
+            if number[0] == signal.SIGINT:
+                if asked:
+                    os._exit(128 + signal.SIGINT)
+                os.write(2, _WORD)
+            asked += number[0] in (signal.SIGINT, signal.SIGTERM)
+        os.close(reader)
+
+    threading.Thread(target=watch, daemon=True).start()
+    handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+        os.close(writer)

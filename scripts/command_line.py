@@ -1,5 +1,6 @@
 """What the scripts have in common: flags, and errors in one line."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def run(main):
         except StoppedError as stop:
             print(f"{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
             sys.exit(128 + stop.signal)
+        except KeyboardInterrupt:  # before there was anything to save
+            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except (ConfigError, DatasetError, HistoryError, OSError) as error:
             fail(error)
 

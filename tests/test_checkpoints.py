@@ -142,6 +142,24 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_result(whole, tmp_path, num
     assert_same_results(workdir, whole)
 
 
+def test_a_second_ctrl_c_leaves_at_once(whole, tmp_path):
+    workdir = tmp_path / "run"
+    process = train(workdir)
+    while "epoch 1/3" not in process.stderr.readline():  # it compiles, which takes a while
+        pass
+    process.send_signal(signal.SIGINT)
+    while "Ctrl-C again leaves at once" not in process.stderr.readline():
+        pass
+    start = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert time.perf_counter() - start < 2
+    assert {path.name for path in workdir.iterdir()} <= {"config.json", "checkpoints"}
+    finish(workdir)
+    assert_same_results(workdir, whole)
+
+
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_result(whole, tmp_path, thorough):
     rng = np.random.default_rng(0)
     workdir = tmp_path / "run"
@@ -173,7 +191,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", ["sha256.json", "variables.msgpack", "history.pkl"])
+FILES = ["config.json", "sha256.json", "variables.msgpack", "history.pkl"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_run_killed_while_it_writes_a_file(whole, tmp_path, name):
     workdir = tmp_path / "run"
     process = train(workdir, program=("-c", DIE, name, TRAIN))
@@ -181,7 +202,39 @@ def test_a_run_killed_while_it_writes_a_file(whole, tmp_path, name):
     assert process.returncode == -signal.SIGKILL, errors
     assert not (workdir / "history.pkl").exists()
     errors = finish(workdir)
+    assert not list(workdir.glob(".*"))
     assert ("was damaged: removed" in errors) == (name == "sha256.json")
+    assert_same_results(workdir, whole)
+
+
+# Runs the script on a disk that is full, for which a limit on the size of files stands, from the
+# moment in which it opens a file until then.
+FULL = """
+import builtins, os, resource, runpy, signal, sys
+name, sys.argv = sys.argv[1], sys.argv[2:]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+plain = builtins.open
+def open_full(file, *args, **options):
+    if isinstance(file, (str, os.PathLike)) and f".{name}." in os.path.basename(file):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9, resource.RLIM_INFINITY))
+    return plain(file, *args, **options)
+builtins.open = open_full
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_is_full_when_a_file_is_written(whole, tmp_path, name):
+    workdir = tmp_path / "run"
+    process = train(workdir, program=("-c", FULL, name, TRAIN))
+    _, errors = process.communicate()
+    assert process.returncode == 2, errors
+    assert errors.splitlines()[-1].endswith(
+        "cannot be written: File too large; nothing was changed"
+    )
+    assert not list(workdir.rglob(f"*{name}*")) and "Traceback" not in errors
+    finish(workdir)
     assert_same_results(workdir, whole)
 
 
