@@ -5,6 +5,8 @@ semantics are those of torchvision's `ColorJitter`, `RandomRotation` and `Random
 greyscale images, in floating point: no rounding to 256 levels on the way.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -100,21 +102,32 @@ def affine(
     Returns:
       A float array of the same shape.
     """
-    angle, slant = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    height, width, _ = image.shape
-    center_y, center_x = (height - 1) / 2, (width - 1) / 2
-    y, x = jnp.mgrid[:height, :width]
-    # An output pixel's place in the input: undo the shift, the scale and rotation, the shear.
-    x = (x - center_x - shift[0]) / scale
-    y = (y - center_y - shift[1]) / scale
-    x, y = cos * x + sin * y, -sin * x + cos * y
-    x = x + slant * y
+    matrix, offset = _inverse(image.shape[:2], rotation, shift, scale, shear)
+    y, x = jnp.mgrid[: image.shape[0], : image.shape[1]]
+    places = [matrix[i, 0] * y + matrix[i, 1] * x + offset[i] for i in range(2)]
 
     def warp(channel: Array) -> Array:
-        return map_coordinates(channel, [y + center_y, x + center_x], order=1, mode="constant")
+        return map_coordinates(channel, places, order=1, mode="constant")
 
     return jax.vmap(warp, in_axes=-1, out_axes=-1)(image)
+
+
+@functools.partial(separate, static_argnums=0)  # rounded alike in every program
+def _inverse(
+    size: tuple[int, int],
+    rotation: ArrayLike,
+    shift: Array | tuple[ArrayLike, ArrayLike],
+    scale: ArrayLike,
+    shear: ArrayLike,
+) -> tuple[Array, Array]:
+    """Matrix and offset that lead from a pixel `(y, x)` of `affine`'s output to its input."""
+    angle, slant = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    # Undone in this order: the shift, the scale and rotation, the shear.
+    matrix = jnp.array([[cos, -sin], [sin + slant * cos, cos - slant * sin]]) / scale
+    centre = jnp.array([(side - 1) / 2 for side in size])
+    moved = centre + jnp.array([shift[1], shift[0]])
+    return matrix, centre - (matrix * moved).sum(-1)  # a product on a GPU would be rounded
 
 
 def random_affine(
@@ -164,7 +177,6 @@ def augment(key: Array, image: Array, strengths: Strengths) -> Array:
 
 
 @separate
-def augment_batch(key: Array, images: Array, strengths: Strengths) -> Array:
+def augment_batch(keys: Array, images: Array, strengths: Strengths) -> Array:
     """`augment` over uint8 `[batch, height, width, 1]`, each image with its own key."""
-    keys = jax.random.split(key, len(images))
     return jax.vmap(augment, in_axes=(0, 0, None))(keys, images, strengths)

@@ -6,24 +6,27 @@ import re
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
+from jax.typing import ArrayLike
 
-from jax_mnist import history
+from jax_mnist import devices, history
 
 _CHECKSUMS = "sha256.json"
 
 
-def save(folder: Path, step: int, arrays: list[np.ndarray], progress: Any, keep: int) -> None:
+def save(folder: Path, step: int, arrays: Sequence[ArrayLike], progress: Any, keep: int) -> None:
     """Writes a checkpoint, complete or not at all, and removes all but the newest `keep`.
 
     Args:
       folder: of the checkpoints, made if it does not exist.
-      step: names the checkpoint; one of that step is left as it is.
-      arrays: with at least one entry each.
+      step: names the checkpoint.
+      arrays: with at least one entry each. Of several processes each writes its shards.
       progress: what JSON can hold; numbers may be infinite or not a number.
       keep: at least 2, so that one is complete whenever the writing is cut off.
 
@@ -32,8 +35,8 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], progress: Any, keep:
     """
     import orbax.checkpoint as ocp  # here: half a second that a run's start need not wait for
 
-    if (folder / str(step)).exists():
-        return
+    if jax.process_count() == 1:
+        arrays = jax.device_get(arrays)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     contents = ocp.args.Composite(
         arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
@@ -52,32 +55,39 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], progress: Any, keep:
     finally:
         threading.excepthook = hook
         logging.set_verbosity(verbosity)
-    sums = json.dumps(_checksums(folder / str(step)))
-    history.write_atomically(folder / str(step) / _CHECKSUMS, sums.encode())
+    if devices.is_first_process():
+        sums = json.dumps(_checksums(folder / str(step)))
+        history.write_atomically(folder / str(step) / _CHECKSUMS, sums.encode())
 
 
-def restore(folder: Path) -> tuple[list[np.ndarray], Any] | None:
-    """The arrays and the progress of the newest checkpoint that is as it was written, if any.
+def restore(folder: Path) -> tuple[int, list[np.ndarray], Any] | None:
+    """Step, arrays and progress of the newest checkpoint that is as it was written, if any.
 
     Damaged or half-written ones are removed, each with a line on standard error.
     """
+    step = devices.first_said(_newest_intact(folder) if devices.is_first_process() else 0)
+    if step < 0:
+        return None
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
+            ),
+        )
+    return step, [np.asarray(array) for array in restored.arrays], restored.progress
+
+
+def _newest_intact(folder: Path) -> int:
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     for step in sorted(steps, reverse=True):
-        if not _is_intact(folder / str(step)):
-            shutil.rmtree(folder / str(step))
-            print(f"{folder / str(step)} was damaged: removed", file=sys.stderr)
-            continue
-        import orbax.checkpoint as ocp
-
-        with ocp.CheckpointManager(folder.absolute()) as manager:
-            restored = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
-                ),
-            )
-        return [np.asarray(array) for array in restored.arrays], restored.progress
-    return None
+        if _is_intact(folder / str(step)):
+            return step
+        shutil.rmtree(folder / str(step))
+        print(f"{folder / str(step)} was damaged: removed", file=sys.stderr)
+    return -1
 
 
 def _checksums(folder: Path) -> dict[str, str]:

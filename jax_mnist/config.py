@@ -1,5 +1,7 @@
 """The base config that every experiment is a difference from, and the check of a config."""
 
+import re
+
 from ml_collections import ConfigDict
 
 from jax_mnist import datasets, optim
@@ -20,6 +22,8 @@ def base() -> ConfigDict:
             # Replica r of `replicas` is the run of seed + r.
             "seed": 0,
             "replicas": 1,
+            # Devices: "replica=2,data=4"; empty is a default, see jax_mnist.devices.make_mesh.
+            "mesh": "",
             # Data. Splits are TFDS's: "train[:50000]". No folder means TFDS's default.
             "dataset": "mnist",
             "train_split": "train",
@@ -86,6 +90,9 @@ _CHOICES = {
 }
 
 
+# What has no part in the results, but for rounding.
+NO_PART = ("mesh",)
+
 # What may differ between replicas of one compiled program.
 PER_REPLICA = (
     *("seed", "learning_rate", "momentum", "l1", "l2", "ema"),
@@ -102,6 +109,10 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.{name} must be at least {low} and {greatest}; got {value}")
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
+    if not re.fullmatch(r"((replica|data)=[1-9]\d{0,5}(,(?!$)|$)){0,2}", config.mesh):
+        raise ConfigError(
+            f"config.mesh must be empty or such as 'replica=2,data=4'; got {config.mesh!r}"
+        )
     for name, choices in _CHOICES.items():
         if config[name] not in choices:
             raise ConfigError(

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.serialization
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jax_mnist import augment, checkpoints, datasets, history, model, training, xla
+from jax_mnist import augment, checkpoints, datasets, devices, history, model, training, xla
 from jax_mnist import config as config_lib
 from jax_mnist.batch_last import largest_divisor
 from jax_mnist.history import Record
@@ -46,29 +46,34 @@ VARIABLES = "variables.msgpack"
 MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
 
 
-def make_model(config: ConfigDict) -> model.CNN:
-    """The network that a config describes."""
-    norm: Callable[..., nn.Module] = functools.partial(nn.BatchNorm, momentum=config.norm_momentum)
+def make_model(config: ConfigDict, axis_name: str | None = None) -> model.CNN:
+    """The network that a config describes; for `axis_name` see `nn.BatchNorm`."""
+    norm: Callable[..., nn.Module] = functools.partial(
+        nn.BatchNorm, momentum=config.norm_momentum, axis_name=axis_name
+    )
     if config.norm == "ghost":
         norm = functools.partial(
             GhostBatchNorm,
             ghost_batch_size=config.ghost_batch_size,
             stats_update=config.stats_update,
             momentum=config.norm_momentum,
+            axis_name=axis_name,
         )
     return model.CNN(norm=norm)
 
 
 def make_recipe(
-    config: ConfigDict, examples: int
+    config: ConfigDict, examples: int, mesh: Mesh | None = None
 ) -> tuple[training.Recipe, training.Hyperparameters]:
     """What a config means for the training step, over `examples` training examples."""
+    spread = devices.size(mesh, devices.DATA) > 1
     recipe = training.Recipe(
-        model=make_model(config),
+        model=make_model(config, devices.DATA if spread else None),
         schedule=config.schedule,
         steps=config.epochs * (examples // config.batch_size),
         nesterov=config.nesterov,
         average=config.ema > 0,
+        mesh=mesh,
     )
     hyper = training.Hyperparameters(
         learning_rate=config.learning_rate,
@@ -173,18 +178,21 @@ def train(
     workdir = Path(workdir)
     name = workdir.resolve().name
     check_name(name)
-    if fresh and workdir.exists():
+    if fresh and workdir.exists() and devices.is_first_process():
         numbers = itertools.count(1)
         aside = next(p for n in numbers if not (p := Path(f"{workdir}.old-{n}")).exists())
         workdir.rename(aside)
-        print(f"moved {workdir} to {aside}", flush=True)
+        say(f"moved {workdir} to {aside}")
+    devices.most_said(0)  # only now may another process look
     runs = replicas(name, config, workdir)
     unfinished = [run for run in runs if not is_finished(run)]
+    devices.most_said(0)  # before any process writes
     if not unfinished:
-        print(f"{workdir} is finished: nothing to do (--fresh starts over)", flush=True)
+        say(f"{workdir} is finished: nothing to do (--fresh starts over)")
         return [history.load(run.workdir / HISTORY) for run in runs]
-    print(model.layer_table(make_model(config)), flush=True)
+    say(model.layer_table(make_model(config)))
     with tqdm(
+        disable=not devices.is_first_process(),
         unit=" images",
         unit_scale=True,
         dynamic_ncols=True,
@@ -245,7 +253,9 @@ def train_together(
         )
     with contextlib.ExitStack() as stack:
         for run in runs:
-            stack.enter_context(only_writer(run))
+            if devices.is_first_process():
+                stack.enter_context(only_writer(run))
+        stack.enter_context(devices.others_present())
         return _train(runs, show, train_data, validation_data, saving)
 
 
@@ -260,56 +270,68 @@ def _train(
     examples = len(train_data.images)
     steps = examples // config.batch_size
     xla.configure()
-    recipe = make_recipe(config, examples)[0]
-    data = jax.device_put(train_data)
-    validation = jax.device_put(validation_data)
+    mesh = devices.make_mesh(config, len(runs))
+    recipe = make_recipe(config, examples, mesh)[0]
+    data = devices.put(mesh, train_data)
+    validation = devices.put(mesh, validation_data)
+    idle = -len(runs) % devices.size(mesh, devices.REPLICA)  # what trains there is not looked at
+    trained = [*runs, *[runs[-1]] * idle]
     hyper, state = training.init_replicas(
         recipe,
-        [make_recipe(run.config, examples)[1] for run in runs],
-        [run.config.seed for run in runs],
+        [make_recipe(run.config, examples)[1] for run in trained],
+        [run.config.seed for run in trained],
     )
+    keys = jax.random.wrap_key_data(devices.fetch(mesh, jax.random.key_data(state.key)))
     folder = checkpoint_folder(runs)
     so_far = SoFar([], [], 0.0, [config.epochs] * len(runs), [True] * len(runs))
+    taken = 0  # steps
     if (saved := checkpoints.restore(folder)) is not None:
-        state, so_far = _resumed(folder, runs, state, *saved)
-    first_step = int(state.step[0])
+        taken = saved[0]
+        state, so_far = _resumed(folder, runs, mesh, state, *saved[1:])
+        epoch, step = divmod(taken, steps)
+        _warn(f"going on after epoch {epoch}, step {step} of {steps}: {folder}")
+    first_epoch = taken // steps
     images = len(runs) * config.batch_size  # of a step
-    if first_step:
-        epoch, step = divmod(first_step, steps)
-        tqdm.write(f"going on after epoch {epoch}, step {step} of {steps}: {folder}", sys.stderr)
-        show(Progress(epoch + 1, first_step * images, config.epochs * steps * images, ""))
 
     def save() -> None:
-        plain = jax.device_get(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+        plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
         progress = {"runs": identities(runs), **so_far._asdict()}
-        checkpoints.save(folder, int(state.step[0]), jax.tree.leaves(plain), progress, saving.keep)
+        checkpoints.save(folder, taken, jax.tree.leaves(plain), progress, saving.keep)
 
-    chunk = steps_per_call(steps, len(runs))
+    def asked_to_stop() -> int:
+        return devices.most_said(received[0] if received else 0)
+
+    show(Progress(first_epoch + 1, taken * images, config.epochs * steps * images, ""))
+    chunk = steps_per_call(steps, len(trained) // devices.size(mesh, devices.REPLICA))
     words, evaluations = "", None
     with stop_signals() as received:
-        for epoch in range(first_step // steps, config.epochs):
+        for epoch in range(first_epoch, config.epochs):
             start = time.perf_counter() - so_far.seconds
-            orders = epoch_orders(state.key, epoch, examples, config.batch_size)
+            orders = epoch_orders(keys, epoch, examples, config.batch_size)
             show(Progress(epoch + 1, 0, config.epochs * steps * images, words))
-            for first in range(int(state.step[0]) % steps, steps, chunk):
+            for first in range(taken % steps, steps, chunk):
                 part = orders[:, first : first + chunk]
                 state, metrics = training.train_epoch(recipe, hyper, state, data, part)
-                so_far.chunks.append([m.tolist() for m in jax.device_get(metrics)])
-                show(Progress(epoch + 1, part.size, config.epochs * steps * images, words))
+                metrics = devices.fetch(mesh, metrics)
+                so_far.chunks.append([m[: len(runs)].tolist() for m in metrics])
+                taken += part.shape[1]
+                show(Progress(epoch + 1, chunk * images, config.epochs * steps * images, words))
                 finite = np.isfinite(so_far.chunks[-1][0])
                 for number in np.flatnonzero(np.array(so_far.going) & ~finite.all(1)).tolist():
                     step = first + int(finite[number].argmin()) + 1
-                    tqdm.write(_divergence(runs[number], epoch + 1, step), sys.stderr)
+                    _warn(_divergence(runs[number], epoch + 1, step))
                     so_far.going[number] = False
                     so_far.lengths[number] = epoch + 1
                 if not any(so_far.going):
                     break
-                if received and first + chunk < steps:
+                if first + chunk < steps and (number := asked_to_stop()):
                     so_far = so_far._replace(seconds=time.perf_counter() - start)
                     save()
-                    raise _stopped(epoch + 1, first + chunk, steps, received[0])
+                    raise _stopped(epoch + 1, first + chunk, steps, number)
             variables = jax.vmap(training.inference_variables)(hyper, state)
-            evaluations = training.evaluate_replicas(recipe.model, variables, validation)
+            evaluations = training.evaluate_replicas(
+                recipe.model, variables, validation, mesh=mesh
+            )[: len(runs)]
             loss, accuracy, rate = (
                 np.concatenate([np.asarray(c, np.float32) for c in m], axis=1)
                 for m in zip(*so_far.chunks, strict=True)
@@ -331,21 +353,24 @@ def _train(
                 f"training loss {mean['train_loss']:.4f}, validation loss "
                 f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
             )
-            if received or (epoch + 1) % saving.every == 0:
+            number = asked_to_stop()
+            if number or (epoch + 1) % saving.every == 0:
                 save()
-            if received and epoch + 1 < config.epochs:
-                raise _stopped(epoch + 1, steps, steps, received[0])
+            if number and epoch + 1 < config.epochs:
+                raise _stopped(epoch + 1, steps, steps, number)
         show(Progress(len(so_far.epochs), 0, config.epochs * steps * images, words))
     if evaluations is None:  # all epochs were trained before
         variables = jax.vmap(training.inference_variables)(hyper, state)
-        evaluations = training.evaluate_replicas(recipe.model, variables, validation)
+        evaluations = training.evaluate_replicas(recipe.model, variables, validation, mesh=mesh)[
+            : len(runs)
+        ]
 
-    variables = jax.device_get(variables)
+    variables = devices.fetch(mesh, variables)
     records = []
     for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
         variables_of_run = jax.tree.map(operator.itemgetter(number), variables)
         data = flax.serialization.msgpack_serialize(variables_of_run)
-        if so_far.going[number]:
+        if so_far.going[number] and devices.is_first_process():
             history.write_atomically(run.workdir / VARIABLES, data)
         metrics_of_run = {
             key: np.array([e[key][number] for e in so_far.epochs[: so_far.lengths[number]]])
@@ -354,14 +379,18 @@ def _train(
         parameters = model.parameter_count(variables_of_run["params"])
         record = _record(run, parameters, metrics_of_run, evaluation, validation_data)
         record["variables_sha256"] = hashlib.sha256(data).hexdigest() * so_far.going[number]
+        record["device"]["count"] = 1 if mesh is None else mesh.size
         records.append(record)
-        history.save(run.workdir / HISTORY, record)
+        if devices.is_first_process():
+            history.save(run.workdir / HISTORY, record)
+    devices.most_said(0)  # the files are there
     return records
 
 
 def _resumed(
     folder: Path,
     runs: Sequence[Run],
+    mesh: Mesh | None,
     state: training.TrainState,
     arrays: list[np.ndarray],
     progress: dict[str, Any],
@@ -373,7 +402,8 @@ def _resumed(
     except ValueError:
         raise config_lib.ConfigError(f"{folder} holds checkpoints of other runs") from None
     plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    leaves = [jnp.asarray(array[rows]) for array in arrays]
+    of_all = rows + rows[-1:] * (len(state.step) - len(rows))
+    leaves = devices.put(mesh, [array[of_all] for array in arrays], devices.REPLICA)
     plain = jax.tree.unflatten(jax.tree.structure(plain), leaves)
     so_far = SoFar(**progress)
     return dataclasses.replace(plain, key=jax.random.wrap_key_data(plain.key)), SoFar(
@@ -383,6 +413,17 @@ def _resumed(
         lengths=[so_far.lengths[row] for row in rows],
         going=[so_far.going[row] for row in rows],
     )
+
+
+def say(text: str) -> None:
+    """Prints, in one process of several."""
+    if devices.is_first_process():
+        print(text, flush=True)
+
+
+def _warn(text: str) -> None:
+    if devices.is_first_process():
+        tqdm.write(text, sys.stderr)
 
 
 def _stopped(epoch: int, step: int, steps: int, number: int) -> StoppedError:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
 from jax_mnist import history
-from jax_mnist.config import PER_REPLICA, ConfigError
+from jax_mnist.config import NO_PART, PER_REPLICA, ConfigError
 
 HISTORY, CONFIG = "history.pkl", "config.json"
 
@@ -67,11 +67,11 @@ def is_finished(run: Run) -> bool:
         except ValueError:
             raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
     found = config_lib.base().to_dict() | found  # a field that is newer than the run
-    if found != wanted:
+    differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
+    if differing.difference(NO_PART):
         differences = ", ".join(
             f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
-            for key in sorted(found.keys() | wanted.keys())
-            if found.get(key) != wanted.get(key)
+            for key in sorted(differing.difference(NO_PART))
         )
         raise ConfigError(f"{run.workdir} holds another run ({differences}): name another folder")
     return finished.exists()
@@ -110,12 +110,13 @@ def only_writer(run: Run) -> Iterator[None]:
 
 def identities(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What makes each run the one that it is, in plain values."""
-    return [{"name": run.name, "config": run.config.to_dict()} for run in runs]
+    configs = [{k: v for k, v in run.config.items() if k not in NO_PART} for run in runs]
+    return [{"name": r.name, "config": c} for r, c in zip(runs, configs, strict=True)]
 
 
 def checkpoint_folder(runs: Sequence[Run]) -> Path:
     """Of runs that train together: in their folder, or in the one that is common to them."""
-    shared = {k: v for k, v in runs[0].config.items() if k not in PER_REPLICA}
+    shared = {k: v for k, v in runs[0].config.items() if k not in (*PER_REPLICA, *NO_PART)}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     common = os.path.commonpath([run.workdir.absolute() for run in runs])
     return Path(common) / "checkpoints" / digest[:8]

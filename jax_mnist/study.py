@@ -141,10 +141,10 @@ def _on_every_core(
     number = min(len(runs), len(cores) or os.cpu_count() or 1, memory // _BYTES_PER_PROCESS)
     number = max(1, number)
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    free_cores, words = context.Queue(), context.Queue()
+    free_cores, words, stop = context.Queue(), context.Queue(), context.Event()
     for core in cores[:number]:
         free_cores.put(core)
-    with ProcessPoolExecutor(number, context, _start_worker, (free_cores, words)) as pool:
+    with ProcessPoolExecutor(number, context, _start_worker, (free_cores, words, stop)) as pool:
         futures = {pool.submit(_train_in_worker, i, run) for i, run in enumerate(runs)}
         with stop_signals() as received:
             try:
@@ -160,9 +160,7 @@ def _on_every_core(
                         yield
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                if received:
-                    for process in multiprocessing.active_children():
-                        process.terminate()  # each saves a checkpoint
+                stop.set()  # who trains still, saves a checkpoint
         if received:
             raise StoppedError("stopped and saved; the same command goes on", received[0])
 
@@ -170,12 +168,15 @@ def _on_every_core(
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(free_cores: Any, words: Any) -> None:
+def _start_worker(free_cores: Any, words: Any, stop: Any) -> None:
     """Binds this process to a core, before JAX looks how many there are, and to its parent."""
-    _worker["words"] = words
+    _worker.update(words=words, stop=stop)
     with contextlib.suppress(AttributeError):  # a system without affinity
         os.sched_setaffinity(0, {free_cores.get()})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, the parent passes SIGTERM on
+    # The parent is told too, and tells us; a worker that died while it waits for work would leave
+    # the others without it for ever.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -189,4 +190,9 @@ def _end_with(parent: Any) -> None:
 
 
 def _train_in_worker(number: int, run: Run) -> None:
-    runner.train_together([run], lambda progress: _worker["words"].put((number, progress)))
+    def show(progress: Progress) -> None:
+        _worker["words"].put((number, progress))
+        if _worker["stop"].is_set():
+            signal.raise_signal(signal.SIGTERM)
+
+    runner.train_together([run], show)

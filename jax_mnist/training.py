@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jax_mnist import augment, optim
+from jax_mnist import augment, devices, optim
 from jax_mnist.datasets import Dataset
 from jax_mnist.model import CNN
-from jax_mnist.xla import COMPILER_OPTIONS
+from jax_mnist.xla import COMPILER_OPTIONS, separate
 
 
 @flax.struct.dataclass
@@ -48,6 +50,7 @@ class Recipe(NamedTuple):
       steps: steps of the whole run.
       nesterov: whether momentum is Nesterov's.
       average: whether an exponential moving average of the weights is kept, and evaluated.
+      mesh: see `devices.make_mesh`. If it spreads the batch, so must norms over the axis `data`.
     """
 
     model: CNN
@@ -55,6 +58,7 @@ class Recipe(NamedTuple):
     steps: int
     nesterov: bool = False
     average: bool = False
+    mesh: Mesh | None = None
 
 
 @flax.struct.dataclass
@@ -124,8 +128,9 @@ def init_replicas(
     Returns:
       The hyper-parameters and the states, each leaf with a leading axis of replicas.
     """
-    hyper = jax.tree.map(lambda *values: jnp.stack([jnp.float32(v) for v in values]), *hypers)
-    return hyper, jax.vmap(functools.partial(init, recipe))(hyper, jnp.asarray(seeds))
+    hyper = jax.tree.map(lambda *values: np.array(values, np.float32), *hypers)
+    hyper, seeds = devices.put(recipe.mesh, (hyper, np.array(seeds)), devices.REPLICA)
+    return hyper, jax.vmap(functools.partial(init, recipe))(hyper, seeds)
 
 
 def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array:
@@ -158,8 +163,14 @@ def _train_step(
     Returns:
       The state after the step, and the step's metrics (scalars).
     """
+    index = jnp.asarray(index)
+    shards = devices.size(recipe.mesh, devices.DATA)
     key = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
-    images = augment.augment_batch(key, jnp.asarray(data.images)[index], hyper.strengths)
+    keys = jax.random.split(key, shards * len(index))
+    if shards > 1:
+        first = len(index) * jax.lax.axis_index(devices.DATA)
+        keys = jax.lax.dynamic_slice_in_dim(keys, first, len(index))
+    images = augment.augment_batch(keys, jnp.asarray(data.images)[index], hyper.strengths)
     labels = jnp.asarray(data.labels)[index]
 
     def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
@@ -173,6 +184,9 @@ def _train_step(
         return loss, (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    accuracy = (logits.argmax(-1) == labels).mean()
+    if shards > 1:
+        grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), devices.DATA)
     updates, opt_state = _optimizer(recipe, hyper).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -180,7 +194,7 @@ def _train_step(
         _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
     metrics = StepMetrics(
         loss,
-        (logits.argmax(-1) == labels).mean(),
+        accuracy,
         optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)(state.step),
     )
     return (
@@ -222,15 +236,24 @@ def train_epoch(
     Returns:
       The states after the last step, and the metrics `[replicas, steps]`.
     """
+    # A computation of its own, so that a replica's rounding is the same in every program.
+    step = separate(functools.partial(_train_step, recipe))
 
-    def train_one(
-        hyper: Hyperparameters, state: TrainState, order: Array
+    def train_replicas(
+        hyper: Hyperparameters, state: TrainState, data: Dataset, order: Array
     ) -> tuple[TrainState, StepMetrics]:
-        return jax.lax.scan(
-            lambda state, index: _train_step(recipe, hyper, state, data, index), state, order
-        )
+        def train_one(
+            hyper: Hyperparameters, state: TrainState, order: Array
+        ) -> tuple[TrainState, StepMetrics]:
+            return jax.lax.scan(lambda state, index: step(hyper, state, data, index), state, order)
 
-    return _over_replicas(train_one)(hyper, state, jnp.asarray(order))
+        return _over_replicas(train_one)(hyper, state, order)
+
+    replica, batch = P(devices.REPLICA), P(devices.REPLICA, None, devices.DATA)
+    specs = (replica, replica, P(), batch)
+    train = devices.spread(recipe.mesh, train_replicas, specs, replica)
+    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, jnp.asarray(order))
+    return result
 
 
 def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:
@@ -247,35 +270,54 @@ def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, 
     return {"params": params, "batch_stats": batch_stats}
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=COMPILER_OPTIONS)
-def predict(model: CNN, variables: dict[str, Any], images: Array) -> Array:
+@functools.partial(jax.jit, static_argnames=("model", "mesh"), compiler_options=COMPILER_OPTIONS)
+def predict(
+    model: CNN, variables: dict[str, Any], images: Array, mesh: Mesh | None = None
+) -> Array:
     """Log-probabilities of images.
 
     Args:
       model: static.
       variables: `{"params": ..., "batch_stats": ...}` with a leading axis of replicas.
       images: uint8 `[batch, 28, 28, 1]`.
+      mesh: static; its axis `data` must divide the batch.
 
     Returns:
       float32 `[replicas, batch, 10]`.
     """
-    x = augment.normalize(images.astype(jnp.float32) / 255)
 
-    def predict_one(variables: dict[str, Any]) -> Array:
-        logits: Any = model.apply(variables, x, train=False)
-        return jax.nn.log_softmax(logits)
+    def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
+        x = augment.normalize(images.astype(jnp.float32) / 255)
 
-    return _over_replicas(predict_one)(variables)
+        def predict_one(variables: dict[str, Any]) -> Array:
+            logits: Any = model.apply(variables, x, train=False)
+            return jax.nn.log_softmax(logits)
+
+        return _over_replicas(predict_one)(variables)
+
+    specs, out = (P(devices.REPLICA), P(devices.DATA)), P(devices.REPLICA, devices.DATA)
+    result: Array = devices.spread(mesh, predict_replicas, specs, out)(variables, images)
+    return result
 
 
 def evaluate_replicas(
-    model: CNN, variables: dict[str, Any], data: Dataset, batch_size: int = 200
+    model: CNN,
+    variables: dict[str, Any],
+    data: Dataset,
+    batch_size: int = 200,
+    mesh: Mesh | None = None,
 ) -> list[Evaluation]:
-    """`evaluate` of each replica: `variables` have a leading axis of replicas."""
-    batches = [
-        predict(model, variables, data.images[start : start + batch_size])
-        for start in range(0, len(data.images), batch_size)
-    ]
+    """`evaluate` of each replica: `variables` have a leading axis of replicas.
+
+    On a mesh `batch_size` is of each device along `data`.
+    """
+    examples, shards = len(data.labels), devices.size(mesh, devices.DATA)
+    batches = []
+    for start in range(0, examples, batch_size * shards):
+        images = jnp.asarray(data.images[start : start + batch_size * shards])
+        missing = -len(images) % shards
+        images = jnp.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
+        batches.append(predict(model, variables, images, mesh))
     labels = np.asarray(data.labels)
     return [
         Evaluation(
@@ -283,7 +325,7 @@ def evaluate_replicas(
             accuracy=float((log_probabilities.argmax(-1) == labels).mean()),
             probabilities=np.exp(log_probabilities),
         )
-        for log_probabilities in np.concatenate([np.asarray(b) for b in batches], axis=1)
+        for log_probabilities in np.concatenate(devices.fetch(mesh, batches), axis=1)[:, :examples]
     ]
 
 

@@ -1,21 +1,30 @@
 """What the scripts have in common: flags, and errors in one line."""
 
+import os
 import signal
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from jax_mnist.config import ConfigError
 from jax_mnist.datasets import DatasetError
+from jax_mnist.devices import LostProcessError
 from jax_mnist.history import HistoryError
 from jax_mnist.stopping import StoppedError
 
 
 def fail(error):
     message = error.args[0] if isinstance(error, KeyError) else error
-    print(f"{Path(sys.argv[0]).name}: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
+    leave(" ".join(str(message).split()), 2)
+
+
+def leave(message, code):
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(code)  # JAX would wait for the other processes, which end by missing this one
+    sys.exit(code)
 
 
 def run(main):
@@ -32,11 +41,11 @@ def run(main):
         try:
             main(argv[1:])
         except StoppedError as stop:
-            print(f"{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
-            sys.exit(128 + stop.signal)
+            leave(stop, 128 + stop.signal)
         except KeyboardInterrupt:  # before there was anything to save
-            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            leave("interrupted", 128 + signal.SIGINT)
+        except LostProcessError as error:
+            leave(error, 1)
         except (ConfigError, DatasetError, HistoryError, OSError) as error:
             fail(error)
 

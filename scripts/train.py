@@ -3,6 +3,13 @@
 python scripts/train.py --config configs/gbn.py
 python scripts/train.py --config configs/gbn.py --config.epochs=3 --workdir=/some/dir
 python scripts/train.py --config configs/gbn.py --config.replicas=4     # seeds 0 to 3
+
+Over several hosts, the same command on each; a common folder holds the results:
+
+srun python scripts/train.py --config configs/gbn.py --distributed
+
+Slurm, Kubernetes and others tell JAX who is there; else say it on each host:
+--distributed --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 """
 
 import sys
@@ -12,7 +19,7 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist import analysis, runner
+from jax_mnist import analysis, devices, runner
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -21,17 +28,27 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<co
 _FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
 _EVERY = flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1)
 _KEEP = flags.DEFINE_integer("checkpoints_kept", 2, "How many are kept.", lower_bound=2)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether several processes train together.")
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, where JAX does not find it by itself."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, likewise.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which this one is, likewise.", lower_bound=0)
 flags.mark_flag_as_required("config")
 
 
 def main(arguments):
     if arguments:
         fail(f"unexpected argument {arguments[0]!r}")
+    if _DISTRIBUTED.value:
+        devices.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     records = runner.train(
         _CONFIG.value, workdir, _FRESH.value, runner.Saving(_EVERY.value, _KEEP.value)
     )
+    if not devices.is_first_process():
+        return
     for record in records:
         if analysis.has_diverged(record):
             continue  # it was said when it happened

@@ -1,4 +1,4 @@
-"""Four CPU devices, and compiled programs shared between the processes of one test run."""
+"""Eight CPU devices, and compiled programs shared between the processes of one test run."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ import tempfile
 import chex
 import pytest
 
-chex.set_n_cpu_devices(4)
+chex.set_n_cpu_devices(8)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name

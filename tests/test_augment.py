@@ -172,14 +172,15 @@ def test_augment_batch_is_augment_of_each_image_with_its_own_key():
     image = (picture() * 255).astype(np.uint8)
     batch = jnp.stack([image] * 3)
     strengths = augment.Strengths(brightness=0.3, contrast=0.3, rotation=20.0, shift=2.0)
-    out = augment.augment_batch(jax.random.key(1), batch, strengths)
+    keys = jax.random.split(jax.random.key(1), len(batch))
+    out = augment.augment_batch(keys, batch, strengths)
     chex.assert_shape(out, (3, 28, 28, 1))
     chex.assert_type(out, jnp.float32)
     keys = jax.random.split(jax.random.key(1), 3)
     for i in range(3):
         np.testing.assert_allclose(out[i], augment.augment(keys[i], batch[i], strengths), atol=1e-5)
     assert not np.allclose(out[0], out[1], atol=0.1)
-    again = augment.augment_batch(jax.random.key(1), batch, strengths)
+    again = augment.augment_batch(keys, batch, strengths)
     chex.assert_trees_all_equal(out, again)
 
 

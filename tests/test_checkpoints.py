@@ -23,7 +23,8 @@ def test_the_newest_comes_back_and_older_ones_go(tmp_path):
     for step in (3, 20, 100):
         progress = {"loss": [0.1, math.inf], "step": step}
         checkpoints.save(tmp_path, step, [a + step for a in ARRAYS], progress, keep=2)
-    arrays, progress = checkpoints.restore(tmp_path)
+    step, arrays, progress = checkpoints.restore(tmp_path)
+    assert step == 100
     for array, expected in zip(arrays, ARRAYS, strict=True):
         np.testing.assert_array_equal(array, expected + 100)
         assert array.dtype == expected.dtype
@@ -52,12 +53,12 @@ def test_a_damaged_file_is_found_and_an_older_checkpoint_taken(tmp_path, damage,
         copy.write_bytes(DAMAGE[damage](copy.read_bytes()))
         if copy.read_bytes() == file.read_bytes():
             continue  # it was empty
-        arrays, progress = checkpoints.restore(folder)
+        _, arrays, progress = checkpoints.restore(folder)
         assert progress == {"step": 1}, copy
         np.testing.assert_array_equal(arrays[0], ARRAYS[0] + 1)
         assert "2 was damaged: removed" in capsys.readouterr().err
         checkpoints.save(folder, 2, ARRAYS, {"step": 2}, keep=2)
-        assert checkpoints.restore(folder)[1] == {"step": 2}
+        assert checkpoints.restore(folder)[2] == {"step": 2}
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1000, 4000])
@@ -81,7 +82,7 @@ except OSError as error:
     assert "cannot be written: File too large" in result.stdout, result
     assert len(result.stdout.splitlines()) == 1
     assert "Traceback" not in result.stderr
-    arrays, progress = checkpoints.restore(tmp_path)
+    _, arrays, progress = checkpoints.restore(tmp_path)
     assert progress == {"step": 1}
     np.testing.assert_array_equal(arrays[0], np.random.default_rng(0).normal(size=(40, 40)))
 

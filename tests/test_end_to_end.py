@@ -86,15 +86,15 @@ def test_a_study_reports_and_goes_on_where_it_stopped(tmp_path):
 
 def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path):
     command = [
-        sys.executable, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", "--seeds=1",
-        "--config.epochs=4", "--config.train_split=train[:6400]",
+        sys.executable, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", "--seeds=3",
+        "--config.epochs=3", "--config.train_split=train[:6400]",
         "--config.validation_split=test[:100]",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.rglob("sha256.json")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert errors.splitlines()[-1] == "study.py: stopped and saved; the same command goes on"
     assert not list(tmp_path.rglob("history.pkl"))

@@ -61,7 +61,7 @@ def train_or_refuse(fields):
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         generated = config.base()
-        generated.update(epochs=1, **fields)
+        generated.update(epochs=1, mesh="data=1", **fields)
         try:
             (record,) = runner.train(generated, workdir)
         except (config.ConfigError, datasets.DatasetError) as error:

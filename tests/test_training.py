@@ -76,7 +76,8 @@ def test_the_step_is_what_its_definition_says(data):
     after, metrics = training.train_step(RECIPE, HYPER, state, data, index)
 
     step_key = jax.random.fold_in(jax.random.split(state.key)[1], 0)
-    images = augment.augment_batch(step_key, data.images[:BATCH], HYPER.strengths)
+    keys = jax.random.split(step_key, BATCH)
+    images = augment.augment_batch(keys, data.images[:BATCH], HYPER.strengths)
     one_hot = np.eye(10)[np.asarray(data.labels[:BATCH])]
 
     @jax.jit
