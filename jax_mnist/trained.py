@@ -1,0 +1,67 @@
+"""A finished run: its network and weights, and what they say of images."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jax_mnist import analysis, history, runner, training
+from jax_mnist.history import HistoryError, Record
+from jax_mnist.model import CNN
+from jax_mnist.runs import HISTORY
+
+
+class Trained(NamedTuple):
+    """The replicas of a finished run.
+
+    Attributes:
+      records: of each replica, by folder; `history` says what they hold.
+      model: the network.
+      variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
+    """
+
+    records: list[Record]
+    model: CNN
+    variables: dict[str, Any]
+
+
+def load(workdir: str | os.PathLike[str]) -> Trained:
+    """A run from its folder; of several replicas those that did not diverge.
+
+    Raises:
+      HistoryError: the folder holds no finished run, or one that cannot be read or diverged.
+      OSError: the variables cannot be read.
+      ValueError: the variables are damaged.
+    """
+    workdir = Path(workdir)
+    folders = [workdir] if (workdir / HISTORY).exists() else []
+    folders = folders or sorted(path.parent for path in workdir.glob(f"seed-*/{HISTORY}"))
+    if not folders:
+        raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
+    records = {folder: history.load(folder / HISTORY) for folder in folders}
+    sound = [folder for folder, r in records.items() if not analysis.has_diverged(r)]
+    if not sound:
+        raise HistoryError(f"{workdir} holds a run that diverged: there are no weights to use")
+    variables = [runner.load_variables(folder) for folder in sound]
+    return Trained(
+        [records[folder] for folder in sound],
+        runner.make_model(ConfigDict(records[sound[0]]["config"])),
+        jax.tree.map(lambda *leaves: np.stack(leaves), *variables),
+    )
+
+
+def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
+    """Probabilities of images: the mean over the replicas.
+
+    Args:
+      trained: from `load`.
+      images: uint8 `[batch, 28, 28]`, black 0.
+
+    Returns:
+      float32 `[batch, 10]`.
+    """
+    log_probabilities = training.predict(trained.model, trained.variables, images[..., None])
+    return np.exp(np.asarray(log_probabilities)).mean(0)
