@@ -6,17 +6,27 @@ greyscale images, in floating point: no rounding to 256 levels on the way.
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from jax_mnist.xla import separate
 
-MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of the pixels of a training set, in [0, 1]."""
+
+    mean: float
+    std: float
+
+
+MNIST = Normalization(0.1307, 0.3081)
 
 
 @flax.struct.dataclass
@@ -40,7 +50,7 @@ class Strengths:
     shear: ArrayLike = 0.0
 
 
-def normalize(image: Array, mean: ArrayLike = MEAN, std: ArrayLike = STD) -> Array:
+def normalize(image: Array, mean: ArrayLike = MNIST.mean, std: ArrayLike = MNIST.std) -> Array:
     """`(image - mean) / std`, for an array of any shape."""
     return (image - mean) / std
 
@@ -157,13 +167,16 @@ def random_affine(
     return affine(image, u[0] * rotation, u[1:3] * shift, 1 + u[3] * scale, u[4] * shear)
 
 
-def augment(key: Array, image: Array, strengths: Strengths) -> Array:
+def augment(
+    key: Array, image: Array, strengths: Strengths, normalization: Normalization = MNIST
+) -> Array:
     """Jitter, warp and normalise one image.
 
     Args:
       key: a key for this image alone.
       image: uint8 `[height, width, 1]`.
       strengths: how strong each change is.
+      normalization: constants of `normalize`.
 
     Returns:
       float32 `[height, width, 1]`, normalised.
@@ -173,10 +186,20 @@ def augment(key: Array, image: Array, strengths: Strengths) -> Array:
     x = image.astype(jnp.float32) / 255
     x = color_jitter(jitter_key, x, s.brightness, s.contrast)
     x = random_affine(affine_key, x, s.rotation, s.shift, s.scale, s.shear)
-    return normalize(x)
+    return normalize(x, *normalization)
 
 
-@separate
-def augment_batch(keys: Array, images: Array, strengths: Strengths) -> Array:
+def normalization_of(images: np.ndarray) -> Normalization:
+    """Of uint8 images, to four digits, as such constants are usually given."""
+    levels = np.bincount(images.ravel(), minlength=256) / images.size
+    values = np.arange(256) / 255
+    mean = float(levels @ values)
+    return Normalization(round(mean, 4), round(float(levels @ (values - mean) ** 2) ** 0.5, 4))
+
+
+@functools.partial(separate, static_argnums=3)
+def augment_batch(
+    keys: Array, images: Array, strengths: Strengths, normalization: Normalization = MNIST
+) -> Array:
     """`augment` over uint8 `[batch, height, width, 1]`, each image with its own key."""
-    return jax.vmap(augment, in_axes=(0, 0, None))(keys, images, strengths)
+    return jax.vmap(lambda key, image: augment(key, image, strengths, normalization))(keys, images)

@@ -1,6 +1,7 @@
 """The base config that every experiment is a difference from, and the check of a config."""
 
 import re
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -24,7 +25,8 @@ def base() -> ConfigDict:
             "replicas": 1,
             # Devices: "replica=2,data=4"; empty is a default, see jax_mnist.devices.make_mesh.
             "mesh": "",
-            # Data. Splits are TFDS's: "train[:50000]". No folder means TFDS's default.
+            # Data: a name in jax_mnist.datasets, or a folder of IDX files. Splits are TFDS's:
+            # "train[:50000]". No data_dir means TFDS's default.
             "dataset": "mnist",
             "train_split": "train",
             "validation_split": "test",
@@ -83,7 +85,6 @@ _RANGES = {
 }
 
 _CHOICES = {
-    "dataset": datasets.NAMES,
     "norm": ("batch", "ghost"),
     "stats_update": ("mean", "sequential"),
     "schedule": optim.SCHEDULES,
@@ -112,6 +113,11 @@ def check(config: ConfigDict) -> None:
     if not re.fullmatch(r"((replica|data)=[1-9]\d{0,5}(,(?!$)|$)){0,2}", config.mesh):
         raise ConfigError(
             f"config.mesh must be empty or such as 'replica=2,data=4'; got {config.mesh!r}"
+        )
+    if config.dataset not in datasets.NAMES and not Path(config.dataset).is_dir():
+        raise ConfigError(
+            f"config.dataset must be one of {', '.join(datasets.NAMES)}, or a folder of IDX files; "
+            f"got {config.dataset!r}"
         )
     for name, choices in _CHOICES.items():
         if config[name] not in choices:

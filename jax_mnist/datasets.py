@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and KMNIST as NumPy arrays, through TFDS and without TensorFlow.
+"""MNIST and its relatives as NumPy arrays, through TFDS and without TensorFlow.
 
 The first `load` prepares an ordinary TFDS directory (`<data_dir>/mnist/3.0.1`, array_record) that
 any TFDS user can read, and keeps the decoded arrays in `<data_dir>/jax_mnist`. Later loads read
@@ -11,12 +11,15 @@ import fcntl
 import gzip
 import hashlib
 import io
+import math
 import os
 import re
 import shutil
 import sys
 import types
 import urllib.request
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +28,11 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-NAMES = ("mnist", "fashion_mnist", "kmnist")
-_VERSION = "3.0.1"  # of all three datasets, in TFDS
-_COUNTS = {"train": 60_000, "test": 10_000}
+NAMES = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
+_VERSIONS = dict.fromkeys(NAMES, "3.0.1") | {"emnist/digits": "3.1.0"}  # in TFDS
+_COUNTS = {name: {"train": 60_000, "test": 10_000} for name in NAMES}
+_COUNTS["emnist/digits"] = {"train": 240_000, "test": 40_000}
+_MOST_ZIPPED = 1032  # bytes that one byte of a gzip file can hold
 _PACKAGED = Path(__file__).parent / "data" / "mnist"
 _SPACE = "make sure that it is writable and has 200 MB free, or name another folder as data_dir"
 _LABELS = {
@@ -37,6 +42,7 @@ _LABELS = {
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    "emnist/digits": tuple("0123456789"),
 }
 
 # TFDS's grammar: train, test[10:], train[:80%]; several joined by +
@@ -68,28 +74,33 @@ def load(
     """Loads a split of a dataset, preparing the dataset on first use.
 
     Args:
-      name: One of `NAMES`.
+      name: One of `NAMES`, or a folder of IDX files, see `read_folder`.
       split: What to load, in TFDS's words: `"train"`, `"test[:100]"`, `"train[80%:]"`,
         `"train[:100]+test"`. TFDS's `shard` unit is not supported.
       data_dir: The TFDS data folder; by default TFDS's own, which is `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`. A dataset that TFDS prepared there before is read where it can
         be and is never changed.
-      source_dir: A folder with the four original `.gz` files, which are verified. By default the
-        files of this package for `"mnist"`, and a download for the other two.
+      source_dir: A folder with the original files (four `.gz`, or EMNIST's `gzip.zip`), which are
+        verified. By default the files of this package for `"mnist"`, else a download.
 
     Returns:
-      The examples, in the order in which TFDS's `as_data_source` gives them.
+      The examples, in the order in which TFDS's `as_data_source` gives them; of a folder, in its
+      own. (Of EMNIST, as in TFDS, the images are mirrored and turned by 90 degrees.)
 
     Raises:
       DatasetError: For an unknown name, a malformed or empty split, a missing or damaged source
         file, a failed download, or a data folder that cannot be written.
     """
+    if name not in NAMES and Path(name).is_dir():
+        own = read_folder(name)
+        counts = {part: len(examples.labels) for part, examples in own.items()}
+        return _cut(own, _parse_split(split, counts))
     _check_name(name)
-    slices = _parse_split(split)
+    slices = _parse_split(split, _COUNTS[name])
     splits = {part for part, _, _ in slices}
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     root = root.expanduser().absolute()
-    cache = root / "jax_mnist" / f"{name}-{_VERSION}.npz"
+    cache = root / "jax_mnist" / f"{name.replace('/', '-')}-{_VERSIONS[name]}.npz"
     data = _read_cache(cache, name, splits)
     if data is None:
         try:
@@ -105,21 +116,92 @@ def load(
         except Exception as error:  # TFDS and array_record report I/O errors in many types
             reason = _first_line(error)
             raise DatasetError(f"cannot prepare {name} in {root} ({reason}): {_SPACE}") from error
-    parts = [(data[s].images[start:stop], data[s].labels[start:stop]) for s, start, stop in slices]
-    if len(parts) == 1:
-        return Dataset(*parts[0])
-    images, labels = zip(*parts, strict=True)
-    return Dataset(np.concatenate(images), np.concatenate(labels))
+    return _cut(data, slices)
 
 
 def label_names(name: str) -> tuple[str, ...]:
     """Returns the names of the ten classes of dataset `name`, by label, as TFDS has them.
 
+    Of a folder they are the labels themselves.
+
     Raises:
       DatasetError: For an unknown name.
     """
+    if name not in NAMES and Path(name).is_dir():
+        return _LABELS["mnist"]
     _check_name(name)
     return _LABELS[name]
+
+
+def read_folder(folder: str | os.PathLike[str]) -> dict[str, Dataset]:
+    """Reads the four files of a data set in MNIST's own format, and says what was checked.
+
+    They are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and both with `t10k` (the test
+    images), each as it is or with `.gz`; the format is on http://yann.lecun.com/exdb/mnist/.
+
+    Args:
+      folder: The files' folder.
+
+    Returns:
+      `"train"` and `"test"`.
+
+    Raises:
+      DatasetError: A file is missing or damaged, its size is not what its header says, images are
+        not 28x28, labels are not 0 to 9, or there are not as many of both.
+    """
+    folder, data = Path(folder), {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, from_file = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
+        labels, _ = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+        if images.shape[1:] != (28, 28):
+            size = "x".join(map(str, images.shape[1:]))
+            raise DatasetError(f"{from_file} holds images of {size}: the network takes 28x28")
+        if len(images) != len(labels) or not len(labels):
+            raise DatasetError(f"{folder} has {len(images)} {split} images, {len(labels)} labels")
+        if labels.max() > 9:
+            raise DatasetError(f"{folder} has the label {labels.max()}: the network has 0 to 9")
+        data[split] = Dataset(images[..., None], labels.astype(np.int32))
+        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        print(
+            f"{from_file}: {len(labels):,} images of 28x28, {len(np.unique(labels))} classes; "
+            f"sizes and checksums are right (SHA-256 of images and labels: {digest[:16]})",
+            file=sys.stderr,
+            flush=True,
+        )
+    return data
+
+
+def _read_idx(folder: Path, name: str, dimensions: int) -> tuple[np.ndarray, Path]:
+    """The array in an IDX file of bytes, and the file's path."""
+    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
+    if path is None:
+        raise DatasetError(f"{folder} holds no {name} or {name}.gz: name a folder of IDX files")
+    try:
+        zipped = path.suffix == ".gz"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            magic, *shape = np.frombuffer(header, ">u4").tolist()
+            if magic != 0x800 + dimensions or len(shape) != dimensions:
+                raise ValueError(f"it does not begin as an IDX file of {dimensions} dimensions")
+            size = math.prod(shape)
+            if size > min(2**31, path.stat().st_size * (_MOST_ZIPPED if zipped else 1)):
+                raise ValueError(f"it is too small for the {size:,} bytes it claims")
+            content = file.read(size + 1)  # one more: to its end, where gzip has its checksum
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise DatasetError(f"{path} is damaged or no IDX file ({reason})") from error
+    if len(content) != size:
+        more = "more" if len(content) > size else "fewer"
+        raise DatasetError(f"{path} is damaged: it holds {more} than the {size:,} bytes it claims")
+    return np.frombuffer(content, np.uint8).reshape(shape), path
+
+
+def _cut(data: dict[str, Dataset], slices: list[tuple[str, int, int]]) -> Dataset:
+    parts = [(data[s].images[start:stop], data[s].labels[start:stop]) for s, start, stop in slices]
+    if len(parts) == 1:
+        return Dataset(*parts[0])
+    images, labels = zip(*parts, strict=True)
+    return Dataset(np.concatenate(images), np.concatenate(labels))
 
 
 def _check_name(name: str) -> None:
@@ -134,7 +216,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(":") if lines else type(error).__name__
 
 
-def _parse_split(split: str) -> list[tuple[str, int, int]]:
+def _parse_split(split: str, counts: dict[str, int]) -> list[tuple[str, int, int]]:
     """Returns the `(split, start, stop)` that a split string names, as TFDS reads it.
 
     TFDS's own parser costs an import of half a second to three seconds on every start.
@@ -142,7 +224,7 @@ def _parse_split(split: str) -> list[tuple[str, int, int]]:
     slices = []
     try:
         for piece in re.split(r"\s*\+\s*", split):
-            slices += _parse_piece(piece)
+            slices += _parse_piece(piece, counts)
     except (TypeError, ValueError) as error:
         raise DatasetError(
             f"bad split {split!r}: {_first_line(error)}; write 'train', 'test', 'train[:50000]', "
@@ -151,18 +233,18 @@ def _parse_split(split: str) -> list[tuple[str, int, int]]:
     return slices
 
 
-def _parse_piece(piece: str) -> list[tuple[str, int, int]]:
+def _parse_piece(piece: str, counts: dict[str, int]) -> list[tuple[str, int, int]]:
     match = _PIECE.fullmatch(piece)
     if not match:
         raise ValueError(f"{piece!r} is not a split name with an optional [from:to]")
     split, low, low_unit, high, high_unit = match.groups()
     if piece == "all":
-        return [(part, 0, count) for part, count in _COUNTS.items()]
-    if split not in _COUNTS:
-        raise ValueError(f"the splits are {', '.join(_COUNTS)}, not {split!r}")
+        return [(part, 0, count) for part, count in counts.items()]
+    if split not in counts:
+        raise ValueError(f"the splits are {', '.join(counts)}, not {split!r}")
     if "[" in piece and low is None and high is None:
         raise ValueError("[:] names no bounds")
-    count = _COUNTS[split]
+    count = counts[split]
 
     def bound(text: str | None, default: int) -> int:
         if text is None:
@@ -235,30 +317,30 @@ def _read_or_prepare(
     A directory that is there but cannot be read (tfrecord, which only TensorFlow reads, or
     damaged) may be someone else's: it stays as it is, and one of our own is made beside it.
     """
-    folder, own = root / name / _VERSION, root / "jax_mnist" / name / _VERSION
+    folder, own = (place / name / _VERSIONS[name] for place in (root, root / "jax_mnist"))
     if not folder.exists():
         return _prepare(name, root, folder, source_dir)
     try:
-        return _decode(folder)
+        return _decode(name, folder)
     except Exception as error:  # array_record and protobuf have their own types
         reason = _first_line(error)
         logging.warning("cannot read %s (%s): it stays, %s is used instead", folder, reason, own)
     if own.exists():
         try:
-            return _decode(own)
+            return _decode(name, own)
         except Exception as error:
             logging.warning("%s is damaged (%s) and is written anew", own, _first_line(error))
             shutil.rmtree(own)
     return _prepare(name, root, own, source_dir)
 
 
-def _decode(folder: Path) -> dict[str, Dataset]:
+def _decode(name: str, folder: Path) -> dict[str, Dataset]:
     """Reads both splits of a TFDS directory; array_record verifies a hash of every record."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
     data = {}
-    for split, count in _COUNTS.items():
+    for split, count in _COUNTS[name].items():
         # Pillow directly: TFDS would use it too, after advising to install OpenCV.
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if len(source) != count:
@@ -288,14 +370,14 @@ def _prepare(
     elif name == "mnist":
         source_dir = _PACKAGED
         _verify(builder_class, _PACKAGED, "reinstall jax_mnist")
-    print(f"Preparing {name} in {folder} (once, under a minute)", file=sys.stderr, flush=True)
+    print(f"Preparing {name} in {folder} (once, a minute or so)", file=sys.stderr, flush=True)
     # TFDS works in a folder of ours, which only the holder of the lock uses: whatever an
     # interrupted run left there can go, and nothing appears in place before it was read back.
     staging = root / "jax_mnist" / "incomplete"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         tfds.disable_progress_bar()
-        builder = builder_class(data_dir=staging)
+        builder = builder_class(config=name.partition("/")[2] or None, data_dir=staging)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(
@@ -303,7 +385,7 @@ def _prepare(
                 ),
                 file_format="array_record",
             )
-        data = _decode(builder.data_path)
+        data = _decode(name, builder.data_path)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(builder.data_path, folder)
     finally:
@@ -319,14 +401,21 @@ def _builder_class(name: str, download: bool) -> Any:
         "mnist": tfds.image_classification.MNIST,
         "fashion_mnist": tfds.image_classification.FashionMNIST,
         "kmnist": tfds.image_classification.KMNIST,
+        "emnist/digits": tfds.image_classification.EMNIST,
     }[name]
 
     class Builder(original, skip_registration=True):  # type: ignore[misc, call-arg]
         url_infos = original.url_infos  # TFDS looks for them beside the class's own module
 
         def _split_generators(self, dl_manager: Any) -> Any:
-            # The files stay as they are: TFDS unzips with TensorFlow.
-            unextracted = types.SimpleNamespace(download_and_extract=dl_manager.download)
+            # The .gz files stay as they are: TFDS unzips with TensorFlow.
+            unextracted = types.SimpleNamespace(
+                download_and_extract=dl_manager.download, extract=lambda files: files
+            )
+            if name == "emnist/digits":
+                unextracted.download_and_extract = lambda url: self._unpack(
+                    dl_manager.download(url)
+                )
             if not download:
                 return super()._split_generators(unextracted)
             files = ", ".join(info.filename for info in self.url_infos.values())
@@ -342,6 +431,13 @@ def _builder_class(name: str, download: bool) -> Any:
                     f"cannot download from {self.URL} ({reason}): {advice}"
                 ) from error
 
+        def _unpack(self, archive: Any) -> str:
+            folder = Path(self.data_dir).parent / "unpacked"  # below the folder of this preparation
+            with zipfile.ZipFile(archive) as file:
+                wanted = [m for m in file.namelist() if m.startswith("gzip/emnist-digits-")]
+                file.extractall(folder, wanted)
+            return str(folder)
+
         def _generate_examples(
             self, num_examples: int, data_path: Any, label_path: Any
         ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -356,7 +452,7 @@ def _builder_class(name: str, download: bool) -> Any:
                 png.seek(0)
                 yield i, {"image": png, "label": int(label)}
 
-    Builder.name = name
+    Builder.name = name.partition("/")[0]
     return Builder
 
 

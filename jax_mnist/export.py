@@ -13,7 +13,7 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def serialize(
-    model: CNN, variables: dict[str, Any], mean: float = augment.MEAN, std: float = augment.STD
+    model: CNN, variables: dict[str, Any], normalization: augment.Normalization = augment.MNIST
 ) -> bytes:
     """The function from images to probabilities, with its weights, by `jax.export` (StableHLO).
 
@@ -24,8 +24,7 @@ def serialize(
     Args:
       model: the network.
       variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
-      mean: see `augment.normalize`.
-      std: likewise.
+      normalization: that of the training.
 
     Returns:
       What `jax.export.deserialize` reads, for `PLATFORMS`.
@@ -34,7 +33,7 @@ def serialize(
 
     @jax.jit
     def probabilities(images: Array) -> Array:
-        x = augment.normalize(images[..., None].astype(jnp.float32) / 255, mean, std)
+        x = augment.normalize(images[..., None].astype(jnp.float32) / 255, *normalization)
 
         def of_one(variables: dict[str, Any]) -> Array:
             logits: Any = plain.apply(variables, x, train=False)

@@ -1,6 +1,8 @@
 """The network: twelve bias-free convolutions, 8,546 parameters."""
 
+import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -124,19 +126,31 @@ class CNN(nn.Module):
         return x[0, :, 0].T if last else x[:, 0, 0]
 
     def _normalize(self, x: Array, train: bool, last: bool, name: str) -> Array:
-        kind = type(self.norm(parent=None))
-        axes = {}
-        if last and kind is nn.BatchNorm:
-            axes = {"axis": 1}
-        elif last and kind is GhostBatchNorm:
-            axes = {"axis": 1, "batch_axis": 3}
-        norm = self.norm(name=name, **axes)
-        if last and not axes:
+        make = _batch_last_norm(self.norm) if last else None
+        norm = (make or self.norm)(name=name)
+        turned = last and make is None
+        if turned:
             x = x.transpose(TO_BATCH_FIRST)
         # The batch norms have another mode in training; not LayerNorm or GroupNorm.
         modes = {"use_running_average": not train} if hasattr(norm, "use_running_average") else {}
         x = norm(x, **modes)
-        return x.transpose(TO_BATCH_LAST) if last and not axes else x
+        return x.transpose(TO_BATCH_LAST) if turned else x
+
+
+def _batch_last_norm(make: Callable[..., nn.Module]) -> Callable[..., nn.Module] | None:
+    """The constructor of the same norm for the batch-last order of axes, if there is one."""
+    norm = make(parent=None)
+    if type(norm) is GhostBatchNorm:
+        return functools.partial(make, axis=1, batch_axis=3)
+    if type(norm) is not nn.BatchNorm:
+        return None
+    if norm.axis_name is not None:
+        return functools.partial(make, axis=1)
+    # One ghost batch of all: fewer passes, an epoch takes @@ of the time.
+    fields = {f.name: getattr(norm, f.name) for f in dataclasses.fields(nn.BatchNorm)}
+    del fields["parent"], fields["name"]
+    fields |= {"axis": 1, "batch_axis": 3, "ghost_batch_size": sys.maxsize}
+    return functools.partial(GhostBatchNorm, **fields)
 
 
 def layer_table(model: CNN, input_shape: tuple[int, ...] = (28, 28, 1)) -> str:

@@ -78,7 +78,9 @@ def _text(
     varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
     common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
     device, packages = records[0]["device"], records[0]["packages"]
-    pair_names = [f"{a} and {b}" for a, b in comparison.CLOSE_CALLS]
+    original = all(c.get("dataset", "mnist") == "mnist" for c in configs)  # who claimed something
+    close_calls = comparison.CLOSE_CALLS if original else ()
+    pair_names = [f"{a} and {b}" for a, b in close_calls]
 
     parts = [
         "# Which regulariser helps, and by how much",
@@ -128,7 +130,7 @@ def _text(
             f"corrected for {len(effects)} comparisons (Holm); each interval is for itself.",
             f"![Differences to {REFERENCE} with their intervals](differences.png)",
         ]
-    parts += [
+    claims = [
         "## The original's claims",
         _table(
             "claim | verdict | measure | closest rival | effect | 95 % interval | p",
@@ -140,20 +142,21 @@ def _text(
         "opposite direction with such a p, else *undecided*. The effect is the difference to the "
         "closest rival, positive in the claimed direction. A close call is compared with two "
         "classes on average, by the mean errors of a seed's runs.",
-        "## Errors",
     ]
+    parts += [*(claims if original else ()), "## Errors"]
     if pairs := comparison.confusions(records):
         names = [str(name) for name in records[0]["label_names"]]
         rows = [
-            _confusion_row(rank, pair, names)
+            _confusion_row(rank, pair, names, pair.classes in close_calls)
             for rank, pair in enumerate(pairs, start=1)
-            if rank <= MOST_CONFUSIONS or pair.classes in comparison.CLOSE_CALLS
+            if rank <= MOST_CONFUSIONS or pair.classes in close_calls
         ]
         parts += [
             "![The images that most runs get wrong](hardest.png)",
             _table("rank | classes | errors a run | taken for one another", rows),
-            f"Bold: {' and '.join(pair_names)}, which the original names.",
         ]
+        if original:
+            parts.append(f"Bold: {' and '.join(pair_names)}, which the original names.")
     else:
         parts.append("No run made one.")
     if varied:
@@ -198,12 +201,12 @@ def _verdict_row(v: Verdict) -> list[str]:
     return [v.claim, f"**{v.verdict}**", v.measure, _escape(v.rival), effect, interval, p]
 
 
-def _confusion_row(rank: int, pair: Confusion, names: list[str]) -> list[str]:
+def _confusion_row(rank: int, pair: Confusion, names: list[str], bold: bool) -> list[str]:
     a, b = (_escape(names[c]) for c in pair.classes)
     both = f"{a} and {b}"
     return [
         str(rank),
-        f"**{both}**" if pair.classes in comparison.CLOSE_CALLS else both,
+        f"**{both}**" if bold else both,
         f"{pair.both:.2f}",
         f"{a} for {b} {pair.forward:.2f}, {b} for {a} {pair.backward:.2f}",
     ]

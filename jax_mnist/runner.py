@@ -63,7 +63,10 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> model.CNN:
 
 
 def make_recipe(
-    config: ConfigDict, examples: int, mesh: Mesh | None = None
+    config: ConfigDict,
+    examples: int,
+    normalization: augment.Normalization = augment.MNIST,
+    mesh: Mesh | None = None,
 ) -> tuple[training.Recipe, training.Hyperparameters]:
     """What a config means for the training step, over `examples` training examples."""
     spread = devices.size(mesh, devices.DATA) > 1
@@ -73,6 +76,7 @@ def make_recipe(
         steps=config.epochs * (examples // config.batch_size),
         nesterov=config.nesterov,
         average=config.ema > 0,
+        normalization=normalization,
         mesh=mesh,
     )
     hyper = training.Hyperparameters(
@@ -271,7 +275,10 @@ def _train(
     steps = examples // config.batch_size
     xla.configure()
     mesh = devices.make_mesh(config, len(runs))
-    recipe = make_recipe(config, examples, mesh)[0]
+    normalization = augment.MNIST
+    if config.dataset != "mnist":
+        normalization = augment.normalization_of(train_data.images)
+    recipe = make_recipe(config, examples, normalization, mesh)[0]
     data = devices.put(mesh, train_data)
     validation = devices.put(mesh, validation_data)
     idle = -len(runs) % devices.size(mesh, devices.REPLICA)  # what trains there is not looked at
@@ -297,6 +304,11 @@ def _train(
         plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
         progress = {"runs": identities(runs), **so_far._asdict()}
         checkpoints.save(folder, taken, jax.tree.leaves(plain), progress, saving.keep)
+
+    def evaluate(variables: dict[str, Any]) -> list[training.Evaluation]:
+        return training.evaluate_replicas(
+            recipe.model, variables, validation, normalization=normalization, mesh=mesh
+        )[: len(runs)]
 
     def asked_to_stop() -> int:
         return devices.most_said(received[0] if received else 0)
@@ -329,9 +341,7 @@ def _train(
                     save()
                     raise _stopped(epoch + 1, first + chunk, steps, number)
             variables = jax.vmap(training.inference_variables)(hyper, state)
-            evaluations = training.evaluate_replicas(
-                recipe.model, variables, validation, mesh=mesh
-            )[: len(runs)]
+            evaluations = evaluate(variables)
             loss, accuracy, rate = (
                 np.concatenate([np.asarray(c, np.float32) for c in m], axis=1)
                 for m in zip(*so_far.chunks, strict=True)
@@ -361,9 +371,7 @@ def _train(
         show(Progress(len(so_far.epochs), 0, config.epochs * steps * images, words))
     if evaluations is None:  # all epochs were trained before
         variables = jax.vmap(training.inference_variables)(hyper, state)
-        evaluations = training.evaluate_replicas(recipe.model, variables, validation, mesh=mesh)[
-            : len(runs)
-        ]
+        evaluations = evaluate(variables)
 
     variables = devices.fetch(mesh, variables)
     records = []
@@ -380,6 +388,7 @@ def _train(
         record = _record(run, parameters, metrics_of_run, evaluation, validation_data)
         record["variables_sha256"] = hashlib.sha256(data).hexdigest() * so_far.going[number]
         record["device"]["count"] = 1 if mesh is None else mesh.size
+        record["normalization"] = normalization._asdict()
         records.append(record)
         if devices.is_first_process():
             history.save(run.workdir / HISTORY, record)
@@ -457,7 +466,6 @@ def _record(
         "seed": run.config.seed,
         "parameters": parameters,
         "metrics": metrics,
-        "normalization": {"mean": augment.MEAN, "std": augment.STD},
         "predictions": {
             "label": validation.labels.astype(np.int32),
             "prediction": prediction,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_mnist import analysis, history, runner, training
+from jax_mnist import analysis, augment, history, runner, training
 from jax_mnist.history import HistoryError, Record
 from jax_mnist.model import CNN
 from jax_mnist.runs import HISTORY
@@ -63,5 +63,8 @@ def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
     Returns:
       float32 `[batch, 10]`.
     """
-    log_probabilities = training.predict(trained.model, trained.variables, images[..., None])
+    normalization = augment.Normalization(**trained.records[0]["normalization"])
+    log_probabilities = training.predict(
+        trained.model, trained.variables, images[..., None], normalization
+    )
     return np.exp(np.asarray(log_probabilities)).mean(0)

@@ -50,6 +50,7 @@ class Recipe(NamedTuple):
       steps: steps of the whole run.
       nesterov: whether momentum is Nesterov's.
       average: whether an exponential moving average of the weights is kept, and evaluated.
+      normalization: of the images.
       mesh: see `devices.make_mesh`. If it spreads the batch, so must norms over the axis `data`.
     """
 
@@ -58,6 +59,7 @@ class Recipe(NamedTuple):
     steps: int
     nesterov: bool = False
     average: bool = False
+    normalization: augment.Normalization = augment.MNIST
     mesh: Mesh | None = None
 
 
@@ -170,7 +172,9 @@ def _train_step(
     if shards > 1:
         first = len(index) * jax.lax.axis_index(devices.DATA)
         keys = jax.lax.dynamic_slice_in_dim(keys, first, len(index))
-    images = augment.augment_batch(keys, jnp.asarray(data.images)[index], hyper.strengths)
+    images = augment.augment_batch(
+        keys, jnp.asarray(data.images)[index], hyper.strengths, recipe.normalization
+    )
     labels = jnp.asarray(data.labels)[index]
 
     def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
@@ -270,9 +274,17 @@ def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, 
     return {"params": params, "batch_stats": batch_stats}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mesh"), compiler_options=COMPILER_OPTIONS)
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "normalization", "mesh"),
+    compiler_options=COMPILER_OPTIONS,
+)
 def predict(
-    model: CNN, variables: dict[str, Any], images: Array, mesh: Mesh | None = None
+    model: CNN,
+    variables: dict[str, Any],
+    images: Array,
+    normalization: augment.Normalization = augment.MNIST,
+    mesh: Mesh | None = None,
 ) -> Array:
     """Log-probabilities of images.
 
@@ -280,6 +292,7 @@ def predict(
       model: static.
       variables: `{"params": ..., "batch_stats": ...}` with a leading axis of replicas.
       images: uint8 `[batch, 28, 28, 1]`.
+      normalization: static; that of the training.
       mesh: static; its axis `data` must divide the batch.
 
     Returns:
@@ -287,7 +300,7 @@ def predict(
     """
 
     def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
-        x = augment.normalize(images.astype(jnp.float32) / 255)
+        x = augment.normalize(images.astype(jnp.float32) / 255, *normalization)
 
         def predict_one(variables: dict[str, Any]) -> Array:
             logits: Any = model.apply(variables, x, train=False)
@@ -305,6 +318,7 @@ def evaluate_replicas(
     variables: dict[str, Any],
     data: Dataset,
     batch_size: int = 200,
+    normalization: augment.Normalization = augment.MNIST,
     mesh: Mesh | None = None,
 ) -> list[Evaluation]:
     """`evaluate` of each replica: `variables` have a leading axis of replicas.
@@ -317,7 +331,7 @@ def evaluate_replicas(
         images = jnp.asarray(data.images[start : start + batch_size * shards])
         missing = -len(images) % shards
         images = jnp.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
-        batches.append(predict(model, variables, images, mesh))
+        batches.append(predict(model, variables, images, normalization, mesh))
     labels = np.asarray(data.labels)
     return [
         Evaluation(

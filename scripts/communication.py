@@ -24,7 +24,7 @@ def collectives(norm, mesh_text, batch_size):
     settings = config.base()
     settings.update(norm=norm, mesh=mesh_text, batch_size=batch_size)
     mesh = devices.make_mesh(settings, DEVICES)
-    recipe, hyper = runner.make_recipe(settings, 60_000, mesh)
+    recipe, hyper = runner.make_recipe(settings, 60_000, mesh=mesh)
     replicas = devices.size(mesh, devices.REPLICA)
     hyper, state = training.init_replicas(recipe, [hyper] * replicas, range(replicas))
     images = np.zeros((batch_size, 28, 28, 1), np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 from command_line import fail, run
 
-from jax_mnist import export, history, trained
+from jax_mnist import augment, export, history, trained
 
 _OUT = flags.DEFINE_string("out", None, "The file (<name of the run>.jaxexport).")
 
@@ -21,8 +21,8 @@ def main(arguments):
     except ValueError as error:
         fail(error)
     out = Path(_OUT.value or f"{network.records[0]['name']}.jaxexport")
-    normalization = network.records[0]["normalization"]
-    data = export.serialize(network.model, network.variables, **normalization)
+    normalization = augment.Normalization(**network.records[0]["normalization"])
+    data = export.serialize(network.model, network.variables, normalization)
     history.write_atomically(out, data)
     print(f"{out}: {len(network.records)} network(s), {len(data):,} bytes")
 

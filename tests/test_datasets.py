@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import types
+import zipfile
 from pathlib import Path
 
 import hypothesis
@@ -207,7 +209,7 @@ def check_against_tfds(split):
     except Exception:
         expected = None
     try:
-        ours = datasets._parse_split(split)
+        ours = datasets._parse_split(split, datasets._COUNTS["mnist"])
     except datasets.DatasetError as error:
         assert "\n" not in str(error)
         empty = expected and any(start >= stop for _, start, stop in expected)
@@ -232,7 +234,7 @@ train[10:5]|train[60000:]|train[:0]|test[-0:0]|all[:10]|train[:10|train:10]|trai
 
 @pytest.mark.parametrize("split", ACCEPTED.split("|"))
 def test_split_as_tfds_reads_it(split):
-    assert datasets._parse_split(split) == tfds_slices(split)
+    assert datasets._parse_split(split, datasets._COUNTS["mnist"]) == tfds_slices(split)
 
 
 @pytest.mark.parametrize("split", ["", *REFUSED.split("|"), None, 3, "train[0shard:1shard]"])
@@ -271,7 +273,7 @@ def test_any_split_as_tfds_reads_it_or_refused(split):
 def test_names_versions_and_label_names_are_those_of_tfds(name, tmp_path):
     builder = tfds.builder(name, data_dir=tmp_path)
     assert datasets.label_names(name) == tuple(builder.info.features["label"].names)
-    assert str(builder.version) == datasets._VERSION
+    assert str(builder.version) == datasets._VERSIONS[name]
 
 
 def test_unknown_name(tmp_path):
@@ -361,7 +363,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(builder.KMNIST, "url_infos", infos)
     monkeypatch.setattr(builder, "_TRAIN_EXAMPLES", 300)
     monkeypatch.setattr(builder, "_TEST_EXAMPLES", 100)
-    monkeypatch.setattr(datasets, "_COUNTS", counts)
+    monkeypatch.setitem(datasets._COUNTS, "kmnist", counts)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     data_dir = tmp_path / "data"
 
@@ -406,6 +408,36 @@ def test_source_dir(small):
     source = small.served.rename(small.served.with_name("copied by hand"))  # the server has none
     small.check(source_dir=source)
     assert files_below(small.data_dir) == COMPLETE
+
+
+def test_emnist_comes_in_one_archive(tmp_path, monkeypatch):
+    counts = {"train": 60, "test": 30}
+    true = {s: tuple(read_idx(SOURCE / f)[: counts[s]] for f in FILES[s]) for s in FILES}
+    with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
+        for split, arrays in true.items():
+            for kind, array in zip(("images-idx3", "labels-idx1"), arrays, strict=True):
+                name = f"gzip/emnist-digits-{split}-{kind}-ubyte.gz"
+                archive.writestr(name, gzip.compress(idx(array)))
+                archive.writestr(name.replace("digits", "letters"), b"")
+    content = (tmp_path / "gzip.zip").read_bytes()
+    emnist = tfds.image_classification.EMNIST
+    (digits,) = (c for c in emnist.BUILDER_CONFIGS if c.name == "digits")
+    monkeypatch.setattr(digits, "train_examples", counts["train"])
+    monkeypatch.setattr(digits, "test_examples", counts["test"])
+    monkeypatch.setitem(datasets._COUNTS, "emnist/digits", counts)
+    info = checksums.UrlInfo(
+        size=tfds.core.units.Size(len(content)),
+        checksum=hashlib.sha256(content).hexdigest(),
+        filename="gzip.zip",
+    )
+    monkeypatch.setattr(emnist, "url_infos", {emnist.URL: info})
+    for split in ("train", "test"):
+        data = datasets.load("emnist/digits", split, tmp_path / "data", tmp_path)
+        assert as_multiset(*data) == as_multiset(*true[split])
+    builder = tfds.builder_from_directory(tmp_path / "data" / "emnist" / "digits" / "3.1.0")
+    assert builder.info.full_name == "emnist/digits/3.1.0"
+    again = datasets.load("emnist/digits", "test", tmp_path / "data")
+    np.testing.assert_array_equal(again.images, data.images)
 
 
 def test_damaged_download(small):
@@ -585,3 +617,103 @@ def test_default_data_dir_is_that_of_tfds(small, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     datasets.load("kmnist", "test")
     assert files_below(tmp_path / "home" / "tensorflow_datasets") == COMPLETE
+
+
+# A folder of IDX files.
+
+
+def idx(array):
+    """An array of bytes in the format of the original files."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for prefix, count in (("train", 50), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return folder
+
+
+def test_a_folder_of_idx_files_is_a_data_set(idx_folder, capsys):
+    train = datasets.load(str(idx_folder), "train")
+    assert train.images.shape == (50, 28, 28, 1) and train.images.dtype == np.uint8
+    assert train.labels.dtype == np.int32 and train.labels.tolist() == list(range(10)) * 5
+    part = datasets.load(str(idx_folder), "train[80%:]+test[:5]")
+    np.testing.assert_array_equal(part.images[:10], train.images[40:])
+    assert part.labels.tolist() == [*range(10), *range(5)]
+    said = capsys.readouterr().err.splitlines()
+    assert "train-images-idx3-ubyte.gz: 50 images of 28x28, 10 classes; sizes and" in said[0]
+    assert datasets.label_names(str(idx_folder)) == tuple("0123456789")
+    with pytest.raises(datasets.DatasetError, match="beyond the 20 examples of test"):
+        datasets.load(str(idx_folder), "test[:21]")
+
+
+def test_the_packaged_files_as_a_folder_are_those_of_the_name():
+    images = datasets.read_folder(SOURCE)["test"].images
+    by_name = datasets.load("mnist", "test").images  # in the order of TFDS
+    assert sorted(map(bytes, images)) == sorted(map(bytes, by_name))
+
+
+# Byte 9 of a gzip file names a system, and 4 to 7 a time: nothing depends on them.
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:2] + bytes([data[2] ^ 1]) + data[3:],
+        lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+        lambda data: data + b"x",
+    ],
+)
+def test_a_damaged_idx_file_is_found(idx_folder, name, damage):
+    path = idx_folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    if name.startswith("t10k") and len(path.read_bytes()) == 28 and path.read_bytes()[2] == 8:
+        damaged = "has the label"  # plain files have no checksum: a label may be another one
+        path.write_bytes(path.read_bytes()[:-1] + bytes([200]))
+    else:
+        damaged = re.escape(str(path))
+    with pytest.raises(datasets.DatasetError, match=damaged) as error:
+        datasets.read_folder(idx_folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("train-labels-idx1-ubyte", np.zeros(49, np.uint8), "50 train images, 49 labels"),
+        ("t10k-labels-idx1-ubyte", np.full(20, 10, np.uint8), "has the label 10"),
+        ("t10k-images-idx3-ubyte", np.zeros((20, 32, 32), np.uint8), "images of 32x32"),
+        ("t10k-images-idx3-ubyte", np.zeros((20, 784), np.uint8), "not begin as an IDX file of 3"),
+    ],
+)
+def test_idx_files_that_do_not_fit_are_refused(idx_folder, name, array, message):
+    (idx_folder / f"{name}.gz").unlink(missing_ok=True)
+    (idx_folder / name).write_bytes(idx(array))
+    with pytest.raises(datasets.DatasetError, match=message):
+        datasets.read_folder(idx_folder)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_claim_of_many_bytes_takes_no_memory(idx_folder, suffix):
+    for path in idx_folder.glob("train-images*"):
+        path.unlink()
+    claim = bytes([0, 0, 8, 3]) + np.array([2**31, 28, 28], ">u4").tobytes()
+    (idx_folder / f"train-images-idx3-ubyte{suffix}").write_bytes(
+        gzip.compress(claim) if suffix else claim
+    )
+    with pytest.raises(datasets.DatasetError, match="too small for the 1,683,627,180,032 bytes"):
+        datasets.read_folder(idx_folder)
+
+
+def test_a_folder_without_the_files_is_refused(tmp_path):
+    with pytest.raises(datasets.DatasetError, match="holds no train-images-idx3-ubyte"):
+        datasets.load(str(tmp_path), "train")

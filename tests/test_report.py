@@ -69,6 +69,16 @@ def test_verdicts_are_those_of_the_rule(written):
         assert cells(text, verdict.claim)[1].strip("*") == verdict.verdict
 
 
+def test_of_other_data_the_original_claims_nothing(tmp_path):
+    records = study(seeds=2)
+    for record in records:
+        record["config"]["dataset"] = "fashion_mnist"
+    report.write(records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "original" not in text and "**" not in text.partition("## Errors")[2]
+    assert "## Differences to `bn`" in text and "taken for one another" in text
+
+
 def test_the_page_needs_no_other_file(written):
     page = (written[0] / "report.html").read_text()
     sources = re.findall(r'src="([^"]*)"', page)

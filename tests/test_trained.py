@@ -10,7 +10,7 @@ import jax.export
 import numpy as np
 import pytest
 
-from jax_mnist import config, datasets, export, history, runner, trained
+from jax_mnist import augment, config, datasets, export, history, runner, trained
 
 ROOT = Path(__file__).parent.parent
 TEN_LINES = (ROOT / "README.md").read_text().partition("# ten lines\n")[2].partition("```")[0]
@@ -127,7 +127,7 @@ def test_the_exported_function_takes_any_batch_on_the_platforms_it_names(run):
 def test_constants_of_another_data_set_are_exported_with_it(run):
     network = trained.load(run / "seed-0")
     images = datasets.load("mnist", "test[:5]").images
-    data = export.serialize(network.model, network.variables, mean=0.25, std=0.5)
+    data = export.serialize(network.model, network.variables, augment.Normalization(0.25, 0.5))
     x = (np.asarray(images, np.float32) / 255 - 0.25) / 0.5
     variables = jax.tree.map(lambda leaf: leaf[0], network.variables)
     logits = network.model.apply(variables, x, train=False)
