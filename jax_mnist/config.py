@@ -1,5 +1,6 @@
 """The base config that every experiment is a difference from, and the check of a config."""
 
+import importlib.util
 import re
 
 from ml_collections import ConfigDict
@@ -54,6 +55,8 @@ def base() -> ConfigDict:
             "shift": 0.0,
             "scale": 0.0,
             "shear": 0.0,
+            # Whether to write a file for TensorBoard too; needs the extra "tensorboard".
+            "tensorboard": False,
         }
     )
     return config.lock()
@@ -91,7 +94,7 @@ _CHOICES = {
 
 
 # What has no part in the results, but for rounding.
-NO_PART = ("mesh",)
+NO_PART = ("mesh", "tensorboard")
 
 # What may differ between replicas of one compiled program.
 PER_REPLICA = (
@@ -112,6 +115,10 @@ def check(config: ConfigDict) -> None:
     if not re.fullmatch(r"((replica|data)=[1-9]\d{0,5}(,(?!$)|$)){0,2}", config.mesh):
         raise ConfigError(
             f"config.mesh must be empty or such as 'replica=2,data=4'; got {config.mesh!r}"
+        )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "config.tensorboard needs a library: python -m pip install -e '.[tensorboard]'"
         )
     for name, choices in _CHOICES.items():
         if config[name] not in choices:
