@@ -1,5 +1,6 @@
 """The base config that every experiment is a difference from, and the check of a config."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def base() -> ConfigDict:
             "shift": 0.0,
             "scale": 0.0,
             "shear": 0.0,
+            # Whether to write a file for TensorBoard too; needs the extra "tensorboard".
+            "tensorboard": False,
         }
     )
     return config.lock()
@@ -92,7 +95,7 @@ _CHOICES = {
 
 
 # What has no part in the results, but for rounding.
-NO_PART = ("mesh",)
+NO_PART = ("mesh", "tensorboard")
 
 # What may differ between replicas of one compiled program.
 PER_REPLICA = (
@@ -118,6 +121,10 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.dataset must be one of {', '.join(datasets.NAMES)}, or a folder of IDX files; "
             f"got {config.dataset!r}"
+        )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "config.tensorboard needs a library: python -m pip install -e '.[tensorboard]'"
         )
     for name, choices in _CHOICES.items():
         if config[name] not in choices:

@@ -1,7 +1,8 @@
-"""`GhostBatchNorm` for models of `flax.nnx`."""
+"""`GhostBatchNorm` for `flax.nnx`, a drop-in for `flax.nnx.BatchNorm`."""
 
 from typing import Any, Literal
 
+import jax
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
@@ -10,34 +11,28 @@ from jax_mnist import normalization
 
 
 class GhostBatchNorm(nnx.BatchNorm):
-    """Ghost batch normalisation: an `nnx.BatchNorm` whose training cuts the batch.
+    """Batch normalisation over small "ghost" batches cut from the batch.
 
-    It is an `nnx.BatchNorm` in all else: its variables (`scale`, `bias`, `mean`, `var`), its
-    arguments, and `model.train()` and `model.eval()` switch it too, so one can replace the other.
-    What it computes is what `normalization.GhostBatchNorm` computes, and documents. (Through
-    `nnx.bridge.ToNNX` that layer would need an example input, and not follow `train` and `eval`.)
+    It is an `nnx.BatchNorm` of the same variables: `scale` and `bias` are `nnx.Param`, `mean` and
+    `var` are `nnx.BatchStat`. It is switched by `model.train()`, `model.eval()`, `nnx.view` or
+    `use_running_average`. In training it computes what `normalization.GhostBatchNorm` computes,
+    whose docstring says it in full; in inference it is `nnx.BatchNorm`, at any batch size.
+
+    `nnx.bridge.ToNNX(normalization.GhostBatchNorm(...))` works too, but it needs an example input
+    to be initialised, does not know the modes, and keeps its variables only after the first call.
 
     Example::
 
-        >>> from flax import nnx
         >>> import jax
+        >>> from flax import nnx
         >>> from jax_mnist.nnx import GhostBatchNorm
-        >>> norm = GhostBatchNorm(6, ghost_batch_size=16, rngs=nnx.Rngs(0))
-        >>> y = norm(jax.random.normal(jax.random.key(0), (64, 6)))
+        >>> norm = GhostBatchNorm(8, ghost_batch_size=16, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (64, 28, 28, 8))
+        >>> y = norm(x)
         >>> y[:16].mean().round(3), y[:16].std().round(3)
         (Array(0., dtype=float32), Array(1., dtype=float32))
         >>> norm.eval()
-        >>> norm(jax.random.normal(jax.random.key(1), (1, 6))).shape
-        (1, 6)
-
-    Args:
-      num_features: size of the feature axis.
-      ghost_batch_size: examples in a ghost batch, at least 1.
-      stats_update: see `normalization.GhostBatchNorm`.
-      **options: those of `nnx.BatchNorm`, without `promote_dtype`; `rngs` must be given.
-
-    Raises:
-      TypeError: an option is unknown, or `rngs` is missing.
+        >>> y = norm(x[:1])
     """
 
     def __init__(
@@ -46,11 +41,19 @@ class GhostBatchNorm(nnx.BatchNorm):
         *,
         ghost_batch_size: int = 32,
         stats_update: Literal["mean", "sequential"] = "mean",
-        **options: Any,
+        **arguments: Any,
     ) -> None:
-        if "promote_dtype" in options:
-            raise TypeError("GhostBatchNorm takes no promote_dtype: give dtype")
-        super().__init__(num_features, **options)
+        """Makes the variables.
+
+        Args:
+          num_features: size of the feature axis.
+          ghost_batch_size: examples in a ghost batch, at least 1; the first axis is cut.
+          stats_update: how a training step updates the running statistics, see
+            `normalization.GhostBatchNorm`.
+          **arguments: those of `nnx.BatchNorm`, `rngs` among them. With `axis_name` ghost batches
+            stay on their device, and only the updates of the running statistics are averaged.
+        """
+        super().__init__(num_features, **arguments)
         self.ghost_batch_size = ghost_batch_size
         self.stats_update = stats_update
 
@@ -64,21 +67,27 @@ class GhostBatchNorm(nnx.BatchNorm):
         """Normalises `x`; in training also updates `mean` and `var`.
 
         Args:
-          x: `[batch, ..., features]`, or features at `axis`.
-          use_running_average: whether to normalise with the running statistics; by default what
-            the constructor, `train()` or `eval()` said last.
-          mask: see `normalization.GhostBatchNorm`.
+          x: the input, `[batch, ..., features]`, or with the features where `axis` says.
+          use_running_average: if given, goes before the attribute.
+          mask: boolean, broadcastable to `x`: which entries the statistics are computed from.
 
         Returns:
           An array of the shape of `x`.
 
         Raises:
-          ValueError: see `normalization.GhostBatchNorm`.
+          ValueError: see `normalization.GhostBatchNorm`; or the mode is given nowhere.
         """
-        if use_running_average is None:
-            use_running_average = self.use_running_average
-        layer = normalization.GhostBatchNorm(
-            use_running_average=use_running_average,
+        inference = (
+            self.use_running_average if use_running_average is None else use_running_average
+        )
+        if inference is not False:
+            return super().__call__(x, inference)
+        scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
+        x, mean, var, scale, bias = self.promote_dtype(
+            (x, self.mean[...], self.var[...], scale, bias), dtype=self.dtype
+        )
+        pure = normalization.GhostBatchNorm(
+            use_running_average=False,
             ghost_batch_size=self.ghost_batch_size,
             stats_update=self.stats_update,
             axis=self.axis,
@@ -92,13 +101,13 @@ class GhostBatchNorm(nnx.BatchNorm):
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
         )
-        given = {"scale": self.scale, "bias": self.bias}
+        parameters = {"scale": scale, "bias": bias}
         variables = {
-            "params": {name: p[...] for name, p in given.items() if p is not None},
+            "params": {name: value for name, value in parameters.items() if value is not None},
             "batch_stats": {"mean": self.mean[...], "var": self.var[...]},
         }
-        y, updates = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
-        if not use_running_average:
-            self.mean[...] = updates["batch_stats"]["mean"]
-            self.var[...] = updates["batch_stats"]["var"]
+        y, updates = pure.apply(variables, x, mask=mask, mutable=["batch_stats"])
+        # As in nnx.BatchNorm: a variable that outlives the step must not keep its gradient's.
+        updated = jax.lax.stop_gradient(updates["batch_stats"])
+        self.mean[...], self.var[...] = updated["mean"], updated["var"]
         return y

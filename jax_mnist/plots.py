@@ -177,9 +177,14 @@ def save(figure: Figure, path: history.Path) -> None:
     Raises:
         OSError: it could not be written, in one line; an earlier file is as it was.
     """
+    history.write_atomically(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    history.write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def record_names(records: Sequence[Record]) -> list[str]:

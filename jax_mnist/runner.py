@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jax_mnist import augment, checkpoints, datasets, devices, history, model, training, xla
+from jax_mnist import augment, checkpoints, datasets, devices, history, model, training, watch, xla
 from jax_mnist import config as config_lib
 from jax_mnist.batch_last import largest_divisor
 from jax_mnist.history import Record
@@ -298,6 +298,8 @@ def _train(
         epoch, step = divmod(taken, steps)
         _warn(f"going on after epoch {epoch}, step {step} of {steps}: {folder}")
     first_epoch = taken // steps
+    if devices.is_first_process():
+        watch.begin(runs, so_far.epochs, so_far.lengths)
     images = len(runs) * config.batch_size  # of a step
 
     def save() -> None:
@@ -356,6 +358,8 @@ def _train(
             }
             so_far.epochs.append({key: values.tolist() for key, values in found.items()})
             so_far = so_far._replace(chunks=[], seconds=0.0)
+            if devices.is_first_process():
+                watch.add(runs, so_far.epochs, so_far.lengths)
             if not any(so_far.going):
                 break
             mean = {key: values[so_far.going].mean() for key, values in found.items()}
@@ -391,7 +395,8 @@ def _train(
         record["normalization"] = normalization._asdict()
         records.append(record)
         if devices.is_first_process():
-            history.save(run.workdir / HISTORY, record)
+            watch.end(run, record)
+            history.save(run.workdir / HISTORY, record)  # last: with it the run is finished
     devices.most_said(0)  # the files are there
     return records
 
