@@ -77,13 +77,11 @@ class GhostBatchNorm(nnx.BatchNorm):
         Raises:
           ValueError: see `normalization.GhostBatchNorm`; or the mode is given nowhere.
         """
-        inference = (
-            self.use_running_average if use_running_average is None else use_running_average
-        )
+        inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is not False:
             return super().__call__(x, inference)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        x, mean, var, scale, bias = self.promote_dtype(
+        x, _, _, scale, bias = self.promote_dtype(
             (x, self.mean[...], self.var[...], scale, bias), dtype=self.dtype
         )
         pure = normalization.GhostBatchNorm(

@@ -156,7 +156,9 @@ def test_a_second_ctrl_c_leaves_at_once(whole, tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert time.perf_counter() - start < 2
-    assert {path.name for path in workdir.iterdir()} <= {"config.json", "checkpoints"}
+    assert {path.name for path in workdir.iterdir()} <= {
+        "config.json", "checkpoints", "metrics.jsonl",
+    }  # fmt: skip
     finish(workdir)
     assert_same_results(workdir, whole)
 

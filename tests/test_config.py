@@ -50,7 +50,7 @@ BAD = [
     ("momentum", 1.0), ("ema", 1.0), ("norm_momentum", -0.1), ("seed", -1), ("seed", 2**31),
     ("rotation", 181.0), ("shift", -1.0), ("scale", 1.0), ("shear", 90.0), ("brightness", -0.1),
     ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
-    ("dataset", "minst"), ("replicas", 0),
+    ("dataset", "minst"), ("replicas", 0), ("mesh", "data=0"),
 ]  # fmt: skip
 
 
@@ -71,5 +71,16 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_every_field_but_free_text_is_checked():
-    text = {"train_split", "validation_split", "data_dir", "source_dir", "nesterov"}
-    assert {field for field, _ in BAD} | text == set(config_lib.base())
+    text = {"train_split", "validation_split", "data_dir", "source_dir"}
+    switches = {"nesterov", "tensorboard"}
+    assert {field for field, _ in BAD} | text | switches == set(config_lib.base())
+
+
+@pytest.mark.parametrize(
+    "mesh", ["data", "data=", "data=-1", "data=2;", "data=2,", "rows=2", "replica=1,data=2,data=3"]
+)
+def test_a_mesh_that_is_none_is_refused(mesh):
+    config = config_lib.base()
+    config.mesh = mesh
+    with pytest.raises(config_lib.ConfigError, match=r"config\.mesh must be empty or such as"):
+        config_lib.check(config)
