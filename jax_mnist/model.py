@@ -1,8 +1,6 @@
 """The network: twelve bias-free convolutions, 8,546 parameters."""
 
-import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -144,13 +142,7 @@ def _batch_last_norm(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]
         return functools.partial(make, axis=1, batch_axis=3)
     if type(norm) is not nn.BatchNorm:
         return None
-    if norm.axis_name is not None:
-        return functools.partial(make, axis=1)
-    # One ghost batch of all: fewer passes, an epoch takes @@ of the time.
-    fields = {f.name: getattr(norm, f.name) for f in dataclasses.fields(nn.BatchNorm)}
-    del fields["parent"], fields["name"]
-    fields |= {"axis": 1, "batch_axis": 3, "ghost_batch_size": sys.maxsize}
-    return functools.partial(GhostBatchNorm, **fields)
+    return functools.partial(make, axis=1)
 
 
 def layer_table(model: CNN, input_shape: tuple[int, ...] = (28, 28, 1)) -> str:

@@ -25,8 +25,7 @@ class GhostBatchNorm(nn.Module):
     Constructor arguments, parameters (`scale`, `bias`), the `batch_stats` collection (`mean`,
     `var`) and the behaviour of `mask` and `dtype` are those of `flax.linen.BatchNorm`: one can
     replace the other, and a checkpoint of one loads into the other. A batch of at most
-    `ghost_batch_size` examples gives exactly what `flax.linen.BatchNorm` gives (but for rounding,
-    where `batch_axis` is not the first).
+    `ghost_batch_size` examples gives exactly what `flax.linen.BatchNorm` gives.
 
     Hoffer, Hubara and Soudry, "Train longer, generalize better" (arXiv:1705.08741), Algorithm 1;
     as a regulariser in Summers and Dinneen, "Four things everyone should know to improve batch
@@ -174,8 +173,7 @@ class GhostBatchNorm(nn.Module):
             return _normalize(x, mean, var, gamma, beta, self.epsilon).astype(result_dtype)
 
         batch = x.shape[batch_axis]
-        # Exactly Flax's computation, if the order of axes is Flax's; a quicker one in others.
-        one = self.ghost_batch_size >= batch and batch_axis == 0
+        one = self.ghost_batch_size >= batch
         # Of several ghost batches, the moments of each example first: they leave little to cut.
         moments = _moments(
             x,
@@ -189,8 +187,7 @@ class GhostBatchNorm(nn.Module):
             statistics = _merge(*moments, batch_axis, self.use_fast_variance)
             y = _normalize(x, *statistics[:2], gamma, beta, self.epsilon)
         else:
-            size = min(self.ghost_batch_size, batch)
-            settings = (batch_axis, size, self.epsilon, self.use_fast_variance)
+            settings = (batch_axis, self.ghost_batch_size, self.epsilon, self.use_fast_variance)
             statistics, (centre, multiplier, offset) = _ghosts(*moments, gamma, beta, *settings)
             y = (x if centre is None else x - centre) * multiplier + offset
         if not self.is_initializing():
