@@ -18,8 +18,8 @@ class GhostBatchNorm(nnx.BatchNorm):
     `use_running_average`. In training it computes what `normalization.GhostBatchNorm` computes,
     whose docstring says it in full; in inference it is `nnx.BatchNorm`, at any batch size.
 
-    `nnx.bridge.ToNNX(normalization.GhostBatchNorm(...))` works too, but it needs an example input
-    to be initialised, does not know the modes, and keeps its variables only after the first call.
+    `nnx.bridge.ToNNX(normalization.GhostBatchNorm(...))` works too, but needs an example input to
+    be initialised and `mutable=["batch_stats"]` in every call, and `eval()` does not reach it.
 
     Example::
 
@@ -77,13 +77,11 @@ class GhostBatchNorm(nnx.BatchNorm):
         Raises:
           ValueError: see `normalization.GhostBatchNorm`; or the mode is given nowhere.
         """
-        inference = (
-            self.use_running_average if use_running_average is None else use_running_average
-        )
+        inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is not False:
             return super().__call__(x, inference)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        x, mean, var, scale, bias = self.promote_dtype(
+        x, _, _, scale, bias = self.promote_dtype(
             (x, self.mean[...], self.var[...], scale, bias), dtype=self.dtype
         )
         pure = normalization.GhostBatchNorm(

@@ -113,6 +113,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "bad").iterdir()) == [
         "config.json",
         "history.pkl",
+        "metrics.jsonl",
     ]
     assert history.load(tmp_path / "bad" / "history.pkl")["name"] == "bad"
 
@@ -123,6 +124,7 @@ def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
         "checkpoints",
         "config.json",
         "history.pkl",
+        "metrics.jsonl",
         "variables.msgpack",
     ]
     loaded = history.load(workdir / "history.pkl")
