@@ -18,8 +18,8 @@ class GhostBatchNorm(nnx.BatchNorm):
     `use_running_average`. In training it computes what `normalization.GhostBatchNorm` computes,
     whose docstring says it in full; in inference it is `nnx.BatchNorm`, at any batch size.
 
-    `nnx.bridge.ToNNX(normalization.GhostBatchNorm(...))` works too, but it needs an example input
-    to be initialised, does not know the modes, and keeps its variables only after the first call.
+    `nnx.bridge.ToNNX(normalization.GhostBatchNorm(...))` works too, but needs an example input to
+    be initialised and `mutable=["batch_stats"]` in every call, and `eval()` does not reach it.
 
     Example::
 

@@ -60,7 +60,7 @@ def begin(
             _append_events(
                 run.workdir / name,
                 {"file_version": "brain.Event:2"},
-                {"summary": hparams_pb(run.config.to_dict())},
+                {"summary": hparams_pb(run.config.to_dict(), str(run.workdir))},
                 *(_scalars(epoch, _of(metrics, number)) for epoch, metrics in known),
             )
 

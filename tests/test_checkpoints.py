@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or an older one, never anything damaged."""
 
+import json
 import math
 import shutil
 import signal
@@ -122,6 +123,10 @@ def whole(tmp_path_factory):
 
 def assert_same_results(workdir, expected):
     first, second = (history.load(folder / "history.pkl") for folder in (workdir, expected))
+    metrics = {"epoch": np.arange(1, 4), **first["metrics"]}
+    epochs = [{key: value[epoch] for key, value in metrics.items()} for epoch in range(3)]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == epochs
     for record in (first, second):
         assert (record["metrics"].pop("seconds") > 0).all()
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -156,9 +161,8 @@ def test_a_second_ctrl_c_leaves_at_once(whole, tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert time.perf_counter() - start < 2
-    assert {path.name for path in workdir.iterdir()} <= {
-        "config.json", "checkpoints", "metrics.jsonl",
-    }  # fmt: skip
+    unfinished = {"config.json", "checkpoints", "metrics.jsonl"}
+    assert {path.name for path in workdir.iterdir()} <= unfinished
     finish(workdir)
     assert_same_results(workdir, whole)
 

@@ -18,11 +18,9 @@ X = np.random.default_rng(0).normal(2.0, 3.0, SHAPE).astype(np.float32)
 def with_values(norm):
     """The layer with parameters and statistics that are not 0 and 1."""
     rng = np.random.default_rng(1)
-
-    def new(a):
-        return jnp.asarray(rng.uniform(0.5, 2, a.shape), a.dtype)
-
-    nnx.update(norm, jax.tree.map(new, nnx.state(norm)))
+    state = nnx.state(norm)
+    new = [jnp.asarray(rng.uniform(0.5, 2, a.shape), a.dtype) for a in jax.tree.leaves(state)]
+    nnx.update(norm, jax.tree.unflatten(jax.tree.structure(state), new))
     return norm
 
 
