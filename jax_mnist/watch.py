@@ -10,7 +10,6 @@ A line of `metrics.jsonl` is an epoch, in strict JSON: `epoch`, from 1, and the 
 import io
 import json
 import math
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 from jax_mnist import history
 from jax_mnist.runs import Run
 
-METRICS = "metrics.jsonl"
-_EVENTS = "events.out.tfevents"  # TensorBoard knows its files by this
+METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.jax_mnist"
 
 # As history.METRICS; what stands before the stroke is a section of TensorBoard's page.
 _TAGS = {
@@ -36,7 +34,7 @@ _TAGS = {
 def begin(
     runs: Sequence[Run], epochs: Sequence[dict[str, list[float]]], lengths: Sequence[int]
 ) -> None:
-    """Writes the files with the epochs so far; those of an earlier beginning go.
+    """Writes the files with the epochs so far; what an earlier beginning wrote goes.
 
     Args:
       runs: that train together.
@@ -53,16 +51,15 @@ def begin(
         if run.config.tensorboard:
             from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-            for earlier in run.workdir.glob(f"{_EVENTS}.*"):
-                earlier.unlink()
-            # A new name: a viewer that looks on would not see that a file was replaced.
-            name = f"{_EVENTS}.{time.time_ns() / 1e9:020.9f}.{socket.gethostname()}"
-            _append_events(
-                run.workdir / name,
+            path = run.workdir / EVENTS
+            data = _events(
                 {"file_version": "brain.Event:2"},
                 {"summary": hparams_pb(run.config.to_dict(), str(run.workdir))},
                 *(_scalars(epoch, _of(metrics, number)) for epoch, metrics in known),
             )
+            # A viewer that looks on keeps the file open, and its place in it: so the same file, in
+            # which an epoch has always the same place.
+            _write(path, "r+b" if path.exists() else "wb", data)
 
 
 def add(
@@ -72,9 +69,9 @@ def add(
     for number, run in enumerate(runs):
         if len(epochs) <= lengths[number]:
             metrics = _of(epochs[-1], number)
-            _append(run.workdir / METRICS, _line(len(epochs), metrics))
+            _write(run.workdir / METRICS, "ab", _line(len(epochs), metrics))
             if run.config.tensorboard:
-                _append_events(_event_file(run), _scalars(len(epochs), metrics))
+                _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), metrics)))
 
 
 def end(run: Run, record: history.Record) -> None:
@@ -95,7 +92,7 @@ def end(run: Run, record: history.Record) -> None:
         )
         summary = Summary(value=[Summary.Value(tag="misclassified", image=image)])
         step = len(record["metrics"]["seconds"])
-        _append_events(_event_file(run), {"step": step, "summary": summary})
+        _write(run.workdir / EVENTS, "ab", _events({"step": step, "summary": summary}))
 
 
 def _of(metrics: dict[str, list[float]], number: int) -> dict[str, float]:
@@ -115,14 +112,11 @@ def _scalars(epoch: int, metrics: dict[str, float]) -> dict[str, Any]:
     return {"step": epoch, "summary": Summary(value=values)}
 
 
-def _event_file(run: Run) -> Path:
-    return next(run.workdir.glob(f"{_EVENTS}.*"))
+def _events(*events: dict[str, Any]) -> bytes:
+    """Events, given by the fields of TensorBoard's `Event`, as in its files.
 
-
-def _append_events(path: Path, *events: dict[str, Any]) -> None:
-    """Appends events, given by the fields of TensorBoard's `Event`.
-
-    Its own `EventFileWriter` writes in a thread, where errors are late, and cannot append.
+    Its own `EventFileWriter` writes in a thread, where errors are late, and cannot go on with a
+    file.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -131,12 +125,14 @@ def _append_events(path: Path, *events: dict[str, Any]) -> None:
     writer = RecordWriter(buffer)
     for event in events:
         writer.write(Event(wall_time=time.time(), **event).SerializeToString())
-    _append(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _append(path: Path, data: bytes) -> None:
+def _write(path: Path, mode: str, data: bytes) -> None:
+    """Writes to a file, which then ends there."""
     try:
-        with open(path, "ab") as file:
+        with open(path, mode) as file:
             file.write(data)
+            file.truncate()
     except OSError as error:
         raise OSError(f"{str(path)!r}: cannot be written: {error.strerror}") from error
