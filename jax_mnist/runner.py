@@ -260,7 +260,8 @@ def train_together(
             if devices.is_first_process():
                 stack.enter_context(only_writer(run))
         stack.enter_context(devices.others_present())
-        return _train(runs, show, train_data, validation_data, saving)
+        received = stack.enter_context(stop_signals())
+        return _train(runs, show, train_data, validation_data, saving, received)
 
 
 def _train(
@@ -269,6 +270,7 @@ def _train(
     train_data: datasets.Dataset,
     validation_data: datasets.Dataset,
     saving: Saving,
+    received: list[int],
 ) -> list[Record]:
     config = runs[0].config
     examples = len(train_data.images)
@@ -318,61 +320,60 @@ def _train(
     show(Progress(first_epoch + 1, taken * images, config.epochs * steps * images, ""))
     chunk = steps_per_call(steps, len(trained) // devices.size(mesh, devices.REPLICA))
     words, evaluations = "", None
-    with stop_signals() as received:
-        for epoch in range(first_epoch, config.epochs):
-            start = time.perf_counter() - so_far.seconds
-            orders = epoch_orders(keys, epoch, examples, config.batch_size)
-            show(Progress(epoch + 1, 0, config.epochs * steps * images, words))
-            for first in range(taken % steps, steps, chunk):
-                part = orders[:, first : first + chunk]
-                state, metrics = training.train_epoch(recipe, hyper, state, data, part)
-                metrics = devices.fetch(mesh, metrics)
-                so_far.chunks.append([m[: len(runs)].tolist() for m in metrics])
-                taken += part.shape[1]
-                show(Progress(epoch + 1, chunk * images, config.epochs * steps * images, words))
-                finite = np.isfinite(so_far.chunks[-1][0])
-                for number in np.flatnonzero(np.array(so_far.going) & ~finite.all(1)).tolist():
-                    step = first + int(finite[number].argmin()) + 1
-                    _warn(_divergence(runs[number], epoch + 1, step))
-                    so_far.going[number] = False
-                    so_far.lengths[number] = epoch + 1
-                if not any(so_far.going):
-                    break
-                if first + chunk < steps and (number := asked_to_stop()):
-                    so_far = so_far._replace(seconds=time.perf_counter() - start)
-                    save()
-                    raise _stopped(epoch + 1, first + chunk, steps, number)
-            variables = jax.vmap(training.inference_variables)(hyper, state)
-            evaluations = evaluate(variables)
-            loss, accuracy, rate = (
-                np.concatenate([np.asarray(c, np.float32) for c in m], axis=1)
-                for m in zip(*so_far.chunks, strict=True)
-            )
-            found = {
-                "train_loss": loss.mean(1, dtype=np.float64),
-                "train_accuracy": accuracy.mean(1, dtype=np.float64),
-                "validation_loss": np.array([e.loss for e in evaluations]),
-                "validation_accuracy": np.array([e.accuracy for e in evaluations]),
-                "learning_rate": rate[:, -1].astype(np.float64),
-                "seconds": np.full(len(runs), (time.perf_counter() - start) / len(runs)),
-            }
-            so_far.epochs.append({key: values.tolist() for key, values in found.items()})
-            so_far = so_far._replace(chunks=[], seconds=0.0)
-            if devices.is_first_process():
-                watch.add(runs, so_far.epochs, so_far.lengths)
+    for epoch in range(first_epoch, config.epochs):
+        start = time.perf_counter() - so_far.seconds
+        orders = epoch_orders(keys, epoch, examples, config.batch_size)
+        show(Progress(epoch + 1, 0, config.epochs * steps * images, words))
+        for first in range(taken % steps, steps, chunk):
+            part = orders[:, first : first + chunk]
+            state, metrics = training.train_epoch(recipe, hyper, state, data, part)
+            metrics = devices.fetch(mesh, metrics)
+            so_far.chunks.append([m[: len(runs)].tolist() for m in metrics])
+            taken += part.shape[1]
+            show(Progress(epoch + 1, chunk * images, config.epochs * steps * images, words))
+            finite = np.isfinite(so_far.chunks[-1][0])
+            for number in np.flatnonzero(np.array(so_far.going) & ~finite.all(1)).tolist():
+                step = first + int(finite[number].argmin()) + 1
+                _warn(_divergence(runs[number], epoch + 1, step))
+                so_far.going[number] = False
+                so_far.lengths[number] = epoch + 1
             if not any(so_far.going):
                 break
-            mean = {key: values[so_far.going].mean() for key, values in found.items()}
-            words = (
-                f"training loss {mean['train_loss']:.4f}, validation loss "
-                f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
-            )
-            number = asked_to_stop()
-            if number or (epoch + 1) % saving.every == 0:
+            if first + chunk < steps and (number := asked_to_stop()):
+                so_far = so_far._replace(seconds=time.perf_counter() - start)
                 save()
-            if number and epoch + 1 < config.epochs:
-                raise _stopped(epoch + 1, steps, steps, number)
-        show(Progress(len(so_far.epochs), 0, config.epochs * steps * images, words))
+                raise _stopped(epoch + 1, first + chunk, steps, number)
+        variables = jax.vmap(training.inference_variables)(hyper, state)
+        evaluations = evaluate(variables)
+        loss, accuracy, rate = (
+            np.concatenate([np.asarray(c, np.float32) for c in m], axis=1)
+            for m in zip(*so_far.chunks, strict=True)
+        )
+        found = {
+            "train_loss": loss.mean(1, dtype=np.float64),
+            "train_accuracy": accuracy.mean(1, dtype=np.float64),
+            "validation_loss": np.array([e.loss for e in evaluations]),
+            "validation_accuracy": np.array([e.accuracy for e in evaluations]),
+            "learning_rate": rate[:, -1].astype(np.float64),
+            "seconds": np.full(len(runs), (time.perf_counter() - start) / len(runs)),
+        }
+        so_far.epochs.append({key: values.tolist() for key, values in found.items()})
+        so_far = so_far._replace(chunks=[], seconds=0.0)
+        if devices.is_first_process():
+            watch.add(runs, so_far.epochs, so_far.lengths)
+        if not any(so_far.going):
+            break
+        mean = {key: values[so_far.going].mean() for key, values in found.items()}
+        words = (
+            f"training loss {mean['train_loss']:.4f}, validation loss "
+            f"{mean['validation_loss']:.4f}, accuracy {mean['validation_accuracy']:.2%}"
+        )
+        number = asked_to_stop()
+        if number or (epoch + 1) % saving.every == 0:
+            save()
+        if number and epoch + 1 < config.epochs:
+            raise _stopped(epoch + 1, steps, steps, number)
+    show(Progress(len(so_far.epochs), 0, config.epochs * steps * images, words))
     if evaluations is None:  # all epochs were trained before
         variables = jax.vmap(training.inference_variables)(hyper, state)
         evaluations = evaluate(variables)
