@@ -299,14 +299,14 @@ def predict(
       float32 `[replicas, batch, 10]`.
     """
 
-    def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
+    @separate  # as in `train_epoch`
+    def predict_one(variables: dict[str, Any], images: Array) -> Array:
         x = augment.normalize(images.astype(jnp.float32) / 255, *normalization)
+        logits: Any = model.apply(variables, x, train=False)
+        return jax.nn.log_softmax(logits)
 
-        def predict_one(variables: dict[str, Any]) -> Array:
-            logits: Any = model.apply(variables, x, train=False)
-            return jax.nn.log_softmax(logits)
-
-        return _over_replicas(predict_one)(variables)
+    def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
+        return _over_replicas(lambda variables: predict_one(variables, images))(variables)
 
     specs, out = (P(devices.REPLICA), P(devices.DATA)), P(devices.REPLICA, devices.DATA)
     result: Array = devices.spread(mesh, predict_replicas, specs, out)(variables, images)

@@ -81,7 +81,7 @@ def test_the_script_names_digits(run, tmp_path):
 )
 def test_what_cannot_be_done_ends_in_one_line(run, name, arguments, message, tmp_path):
     arguments = [str(run) if a == "RUN" else a.replace("\0", "/x/y") for a in arguments]
-    if arguments[-1].startswith("--out"):
+    if arguments and arguments[-1].startswith("--out"):
         (tmp_path / "file").touch()
         arguments[-1] = f"--out={tmp_path}/file/x"
     said = script(name, *arguments, cwd=tmp_path)
