@@ -64,7 +64,5 @@ def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
       float32 `[batch, 10]`.
     """
     normalization = augment.Normalization(**trained.records[0]["normalization"])
-    log_probabilities = training.predict(
-        trained.model, trained.variables, images[..., None], normalization
-    )
-    return np.exp(np.asarray(log_probabilities)).mean(0)
+    logits = training.predict(trained.model, trained.variables, images[..., None], normalization)
+    return np.asarray(jax.nn.softmax(logits).mean(0))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.special
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -286,7 +287,7 @@ def predict(
     normalization: augment.Normalization = augment.MNIST,
     mesh: Mesh | None = None,
 ) -> Array:
-    """Log-probabilities of images.
+    """Logits of images.
 
     Args:
       model: static.
@@ -302,8 +303,8 @@ def predict(
     @separate  # as in `train_epoch`
     def predict_one(variables: dict[str, Any], images: Array) -> Array:
         x = augment.normalize(images.astype(jnp.float32) / 255, *normalization)
-        logits: Any = model.apply(variables, x, train=False)
-        return jax.nn.log_softmax(logits)
+        logits: Array = model.apply(variables, x, train=False)  # type: ignore[assignment]
+        return logits
 
     def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
         return _over_replicas(lambda variables: predict_one(variables, images))(variables)
@@ -333,13 +334,14 @@ def evaluate_replicas(
         images = jnp.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
         batches.append(predict(model, variables, images, normalization, mesh))
     labels = np.asarray(data.labels)
+    logits = np.concatenate(devices.fetch(mesh, batches), axis=1)[:, :examples]
     return [
         Evaluation(
-            loss=float(-log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64)),
+            loss=float(-log_probabilities[np.arange(examples), labels].mean()),
             accuracy=float((log_probabilities.argmax(-1) == labels).mean()),
-            probabilities=np.exp(log_probabilities),
+            probabilities=np.exp(log_probabilities).astype(np.float32),
         )
-        for log_probabilities in np.concatenate(devices.fetch(mesh, batches), axis=1)[:, :examples]
+        for log_probabilities in scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
     ]
 
 

@@ -23,7 +23,7 @@ def config(**fields):
         validation_split="test[:150]",
         epochs=2,
         batch_size=64,
-        learning_rate=0.01,
+        learning_rate=1e-4,  # so that rounding does not grow
         norm="ghost",
         ghost_batch_size=8,
         ema=0.5,
@@ -77,8 +77,10 @@ def assert_agree(records, expected, **tolerance):
     for record, other in zip(records, expected, strict=True):
         assert record["seed"] == other["seed"]
         for name, values in other["metrics"].items():
+            # The last bit of some logits depends on the program; the rest is exact.
+            rounded = {"rtol": 1e-8} if name == "validation_loss" and not tolerance["rtol"] else {}
             if name != "seconds":
-                np.testing.assert_allclose(record["metrics"][name], values, **tolerance)
+                np.testing.assert_allclose(record["metrics"][name], values, **tolerance | rounded)
         np.testing.assert_allclose(
             record["predictions"]["probabilities"],
             other["predictions"]["probabilities"],
@@ -100,7 +102,7 @@ def test_replicas_on_devices_of_their_own_are_exactly_those_of_one_device(alone,
 @pytest.mark.parametrize("mesh", ["data=4", "data=8", "replica=2,data=4"])
 def test_a_batch_spread_over_devices_gives_the_same_run(alone, tmp_path, norm, mesh):
     records = runner.train(config(norm=norm, replicas=3, mesh=mesh), tmp_path / norm)
-    assert_agree(records, alone[norm], rtol=0.01, atol=2e-3)
+    assert_agree(records, alone[norm], rtol=2e-3, atol=2e-3)
 
 
 ROOT = Path(__file__).parent.parent
@@ -162,7 +164,7 @@ def test_two_processes_share_a_batch_and_go_on_when_one_was_lost(alone, tmp_path
 
     (_, errors), _ = finish(start(workdir, "data=8"))
     assert "going on after epoch 1" in errors
-    assert_agree(load(workdir), alone["ghost"], rtol=0.01, atol=2e-3)
+    assert_agree(load(workdir), alone["ghost"], rtol=2e-3, atol=2e-3)
 
 
 def test_two_processes_stop_at_the_same_step(tmp_path):
