@@ -190,8 +190,10 @@ def augment(
 
 
 def normalization_of(images: np.ndarray) -> Normalization:
-    """Of uint8 images, to four digits, as such constants are usually given."""
-    levels = np.bincount(images.ravel(), minlength=256) / images.size
+    """Of uint8 `[n, ...]` images, in float64, then to four digits, as such constants are given."""
+    # NumPy counts in arrays of int64: of a few images at a time, or they take gigabytes.
+    parts = (images[start : start + 1000] for start in range(0, len(images), 1000))
+    levels = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / images.size
     values = np.arange(256) / 255
     mean = float(levels @ values)
     return Normalization(round(mean, 4), round(float(levels @ (values - mean) ** 2) ** 0.5, 4))

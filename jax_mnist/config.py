@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -117,11 +116,10 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.mesh must be empty or such as 'replica=2,data=4'; got {config.mesh!r}"
         )
-    if config.dataset not in datasets.NAMES and not Path(config.dataset).is_dir():
-        raise ConfigError(
-            f"config.dataset must be one of {', '.join(datasets.NAMES)}, or a folder of IDX files; "
-            f"got {config.dataset!r}"
-        )
+    try:
+        datasets.check_name(config.dataset)
+    except datasets.DatasetError as error:
+        raise ConfigError(f"config.dataset must be one that can be had: {error}") from None
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
             "config.tensorboard needs a library: python -m pip install -e '.[tensorboard]'"

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ _COUNTS = {name: {"train": 60_000, "test": 10_000} for name in NAMES}
 _COUNTS["emnist/digits"] = {"train": 240_000, "test": 40_000}
 _MOST_ZIPPED = 1032  # bytes that one byte of a gzip file can hold
 _PACKAGED = Path(__file__).parent / "data" / "mnist"
-_SPACE = "make sure that it is writable and has 200 MB free, or name another folder as data_dir"
+_SPACE = {"emnist/digits": "1.5 GB"}
 _LABELS = {
     "mnist": tuple("0123456789"),
     "fashion_mnist": (
@@ -43,6 +44,15 @@ _LABELS = {
     ),
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     "emnist/digits": tuple("0123456789"),
+}
+
+# SHA-256 of all pixels and then all labels, first of the training images, then of the test images;
+# taken from files whose own SHA-256 is the one that TFDS registers.
+_ORIGINALS = {
+    "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b": "mnist",
+    "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b": "mnist",
+    "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157": "fashion_mnist",
+    "9f1ec356a747bfe4ebab3cfb722d3694c9ca737e2570f6f90cf31d7b6fd689d4": "fashion_mnist",
 }
 
 # TFDS's grammar: train, test[10:], train[:80%]; several joined by +
@@ -74,7 +84,8 @@ def load(
     """Loads a split of a dataset, preparing the dataset on first use.
 
     Args:
-      name: One of `NAMES`, or a folder of IDX files, see `read_folder`.
+      name: One of `NAMES`, or a folder of IDX files, see `read_folder`; what was checked there is
+        said on standard error, in a line per split.
       split: What to load, in TFDS's words: `"train"`, `"test[:100]"`, `"train[80%:]"`,
         `"train[:100]+test"`. TFDS's `shard` unit is not supported.
       data_dir: The TFDS data folder; by default TFDS's own, which is `$TFDS_DATA_DIR` or
@@ -91,11 +102,15 @@ def load(
       DatasetError: For an unknown name, a malformed or empty split, a missing or damaged source
         file, a failed download, or a data folder that cannot be written.
     """
-    if name not in NAMES and Path(name).is_dir():
+    if is_folder(name):
         own = read_folder(name)
-        counts = {part: len(examples.labels) for part, examples in own.items()}
-        return _cut(own, _parse_split(split, counts))
-    _check_name(name)
+        counts = {key: len(part.data.labels) for key, part in own.items()}
+        slices = _parse_split(split, counts)
+        if multiprocessing.parent_process() is None:  # else each worker would repeat it
+            for key in dict.fromkeys(key for key, _, _ in slices):
+                print(own[key].checked, file=sys.stderr, flush=True)
+        return _cut({key: part.data for key, part in own.items()}, slices)
+    check_name(name)
     slices = _parse_split(split, _COUNTS[name])
     splits = {part for part, _, _ in slices}
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
@@ -115,29 +130,62 @@ def load(
             raise
         except Exception as error:  # TFDS and array_record report I/O errors in many types
             reason = _first_line(error)
-            raise DatasetError(f"cannot prepare {name} in {root} ({reason}): {_SPACE}") from error
+            raise DatasetError(
+                f"cannot prepare {name} in {root} ({reason}): make sure that it is writable and "
+                f"has {_SPACE.get(name, '200 MB')} free, or name another folder as data_dir"
+            ) from error
     return _cut(data, slices)
 
 
 def label_names(name: str) -> tuple[str, ...]:
     """Returns the names of the ten classes of dataset `name`, by label, as TFDS has them.
 
-    Of a folder they are the labels themselves.
+    Of a folder they are the labels themselves, unless its test images are those of a known name.
 
     Raises:
-      DatasetError: For an unknown name.
+      DatasetError: For an unknown name, or a folder that cannot be read.
     """
-    if name not in NAMES and Path(name).is_dir():
-        return _LABELS["mnist"]
-    _check_name(name)
+    if is_folder(name):
+        name = _ORIGINALS.get(_read_split(Path(name).expanduser(), "t10k").sha256, "mnist")
+    check_name(name)
     return _LABELS[name]
 
 
-def read_folder(folder: str | os.PathLike[str]) -> dict[str, Dataset]:
-    """Reads the four files of a data set in MNIST's own format, and says what was checked.
+def is_folder(name: str) -> bool:
+    """Whether `name`, which is none of `NAMES`, is a folder."""
+    return name not in NAMES and name != "" and Path(name).expanduser().is_dir()
+
+
+def check_name(name: str) -> None:
+    """Raises `DatasetError` unless `name` is one of `NAMES` or a folder."""
+    if name not in NAMES and not is_folder(name):
+        near = difflib.get_close_matches(str(name), NAMES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        what = "no folder" if "/" in str(name) and not near else "unknown dataset"
+        known = f"known are {', '.join(NAMES)}, and folders of IDX files"
+        raise DatasetError(f"{what} {name!r}: {hint}{known}")
+
+
+class Part(NamedTuple):
+    """A split of a folder of IDX files.
+
+    Attributes:
+      data: The examples, in the order of the files.
+      sha256: Of all pixels, and then all labels, as bytes.
+      checked: What was checked, in a line.
+    """
+
+    data: Dataset
+    sha256: str
+    checked: str
+
+
+def read_folder(folder: str | os.PathLike[str]) -> dict[str, Part]:
+    """Reads the four files of a data set in MNIST's own format, and checks what can be checked.
 
     They are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and both with `t10k` (the test
-    images), each as it is or with `.gz`; the format is on http://yann.lecun.com/exdb/mnist/.
+    images), each as it is or with `.gz`; `train-images.idx3-ubyte` is as good. The format is on
+    http://yann.lecun.com/exdb/mnist/.
 
     Args:
       folder: The files' folder.
@@ -149,50 +197,72 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Dataset]:
       DatasetError: A file is missing or damaged, its size is not what its header says, images are
         not 28x28, labels are not 0 to 9, or there are not as many of both.
     """
-    folder, data = Path(folder), {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images, from_file = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
-        labels, _ = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
-        if images.shape[1:] != (28, 28):
-            size = "x".join(map(str, images.shape[1:]))
-            raise DatasetError(f"{from_file} holds images of {size}: the network takes 28x28")
-        if len(images) != len(labels) or not len(labels):
-            raise DatasetError(f"{folder} has {len(images)} {split} images, {len(labels)} labels")
-        if labels.max() > 9:
-            raise DatasetError(f"{folder} has the label {labels.max()}: the network has 0 to 9")
-        data[split] = Dataset(images[..., None], labels.astype(np.int32))
-        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-        print(
-            f"{from_file}: {len(labels):,} images of 28x28, {len(np.unique(labels))} classes; "
-            f"sizes and checksums are right (SHA-256 of images and labels: {digest[:16]})",
-            file=sys.stderr,
-            flush=True,
+    folder = Path(folder).expanduser()
+    return {"train": _read_split(folder, "train"), "test": _read_split(folder, "t10k")}
+
+
+def _read_split(folder: Path, prefix: str) -> Part:
+    images, images_file = _read_idx(folder, f"{prefix}-images", 3)
+    labels, labels_file = _read_idx(folder, f"{prefix}-labels", 1)
+    if images.shape[1:] != (28, 28):
+        size = "x".join(map(str, images.shape[1:]))
+        raise DatasetError(f"{images_file} holds images of {size}: the network takes 28x28")
+    if len(images) != len(labels) or not len(labels):
+        raise DatasetError(
+            f"{images_file} holds {len(images):,} images, {labels_file.name} {len(labels):,} "
+            "labels: they must be as many, and some"
         )
-    return data
+    if labels.max() > 9:
+        raise DatasetError(
+            f"{labels_file} holds the label {labels.max()}: the network has the classes 0 to 9"
+        )
+    of_class = np.bincount(labels)
+    low, high = of_class[of_class > 0].min(), of_class.max()
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    gzips = sum(file.suffix == ".gz" for file in (images_file, labels_file))
+    sizes = ("sizes", "sizes and one gzip checksum", "sizes and gzip checksums")[gzips]
+    content = hashlib.sha256(images)
+    content.update(labels)
+    sha256 = content.hexdigest()
+    found = f"SHA-256 of pixels and labels {sha256}"
+    if sha256 in _ORIGINALS:
+        found = f"pixels and labels are those of the original {_ORIGINALS[sha256]}"
+    checked = (
+        f"{images_file}: {len(labels):,} images of 28x28, {np.count_nonzero(of_class)} classes, "
+        f"{each} images of each; {sizes} are right, {found}"
+    )
+    return Part(Dataset(images[..., None], labels.astype(np.int32)), sha256, checked)
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> tuple[np.ndarray, Path]:
     """The array in an IDX file of bytes, and the file's path."""
-    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
+    kind = f"idx{dimensions}-ubyte"
+    spellings = [f"{name}{mark}{kind}{end}" for mark in "-." for end in ("", ".gz")]
+    # A folder of that name is what some programs unpack the file into.
+    path = next((p for p in map(folder.joinpath, spellings) if p.is_file()), None)
     if path is None:
-        raise DatasetError(f"{folder} holds no {name} or {name}.gz: name a folder of IDX files")
+        raise DatasetError(
+            f"{folder} holds no {spellings[0]} or {spellings[1]}: name a folder of IDX files"
+        )
     try:
         zipped = path.suffix == ".gz"
         with gzip.open(path) if zipped else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             magic, *shape = np.frombuffer(header, ">u4").tolist()
             if magic != 0x800 + dimensions or len(shape) != dimensions:
-                raise ValueError(f"it does not begin as an IDX file of {dimensions} dimensions")
+                raise ValueError(f"it does not begin as one of bytes in {dimensions} dimensions")
             size = math.prod(shape)
             if size > min(2**31, path.stat().st_size * (_MOST_ZIPPED if zipped else 1)):
                 raise ValueError(f"it is too small for the {size:,} bytes it claims")
             content = file.read(size + 1)  # one more: to its end, where gzip has its checksum
     except (OSError, ValueError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or _first_line(error)
-        raise DatasetError(f"{path} is damaged or no IDX file ({reason})") from error
+        raise DatasetError(f"{path} is damaged or no IDX file ({reason}): replace it") from error
     if len(content) != size:
         more = "more" if len(content) > size else "fewer"
-        raise DatasetError(f"{path} is damaged: it holds {more} than the {size:,} bytes it claims")
+        raise DatasetError(
+            f"{path} is damaged: it holds {more} than the {size:,} bytes it claims; replace it"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape), path
 
 
@@ -202,13 +272,6 @@ def _cut(data: dict[str, Dataset], slices: list[tuple[str, int, int]]) -> Datase
         return Dataset(*parts[0])
     images, labels = zip(*parts, strict=True)
     return Dataset(np.concatenate(images), np.concatenate(labels))
-
-
-def _check_name(name: str) -> None:
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DatasetError(f"unknown dataset {name!r}: {hint}known are {', '.join(NAMES)}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -262,12 +325,13 @@ def _parse_piece(piece: str, counts: dict[str, int]) -> list[tuple[str, int, int
     return [(split, start, stop)]
 
 
-def _digest(name: str, split: str, data: Dataset) -> str:
-    digest = hashlib.sha256()
+def digest(name: str, split: str, data: Dataset) -> str:
+    """SHA-256 of these words and the examples."""
+    result = hashlib.sha256()
     for array in data:
-        digest.update(f"{name} {split} {array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        result.update(f"{name} {split} {array.dtype} {array.shape} ".encode())
+        result.update(np.ascontiguousarray(array).data)
+    return result.hexdigest()
 
 
 def _read_cache(cache: Path, name: str, splits: Iterable[str]) -> dict[str, Dataset] | None:
@@ -277,7 +341,7 @@ def _read_cache(cache: Path, name: str, splits: Iterable[str]) -> dict[str, Data
         with np.load(cache, allow_pickle=False) as archive:
             for split in splits:
                 data[split] = Dataset(archive[f"{split}_images"], archive[f"{split}_labels"])
-                if str(archive[f"{split}_sha256"]) != _digest(name, split, data[split]):
+                if str(archive[f"{split}_sha256"]) != digest(name, split, data[split]):
                     return None
     except Exception:  # damaged bytes can raise anything on their way through zipfile and NumPy
         return None
@@ -288,7 +352,7 @@ def _write_cache(cache: Path, name: str, data: dict[str, Dataset]) -> None:
     arrays: dict[str, Any] = {}
     for split, part in data.items():
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = part
-        arrays[f"{split}_sha256"] = np.array(_digest(name, split, part))
+        arrays[f"{split}_sha256"] = np.array(digest(name, split, part))
     temporary = cache.with_suffix(".incomplete")
     try:
         with temporary.open("wb") as file:
@@ -461,7 +525,8 @@ def _verify(builder_class: Any, source_dir: Path, remedy: str) -> None:
     for url, info in builder_class.url_infos.items():
         path, advice = source_dir / info.filename, remedy.format(url)
         try:
-            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+            with path.open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise DatasetError(f"cannot read {path} ({error.strerror}): {advice}") from error
         if checksum != info.checksum:

@@ -255,13 +255,20 @@ def train_together(
             f"config.batch_size must be at most the {examples} training examples of "
             f"{config.train_split!r}; got {config.batch_size}"
         )
+    normalization = augment.MNIST
+    if config.dataset != "mnist":
+        normalization = augment.normalization_of(train_data.images)
+    if normalization.std == 0:
+        raise datasets.DatasetError(
+            f"the pixels of {config.train_split!r} of {config.dataset} are all alike: name others"
+        )
     with contextlib.ExitStack() as stack:
         for run in runs:
             if devices.is_first_process():
                 stack.enter_context(only_writer(run))
         stack.enter_context(devices.others_present())
         received = stack.enter_context(stop_signals())
-        return _train(runs, show, train_data, validation_data, saving, received)
+        return _train(runs, show, train_data, validation_data, normalization, saving, received)
 
 
 def _train(
@@ -269,6 +276,7 @@ def _train(
     show: Callable[[Progress], None],
     train_data: datasets.Dataset,
     validation_data: datasets.Dataset,
+    normalization: augment.Normalization,
     saving: Saving,
     received: list[int],
 ) -> list[Record]:
@@ -277,9 +285,7 @@ def _train(
     steps = examples // config.batch_size
     xla.configure()
     mesh = devices.make_mesh(config, len(runs))
-    normalization = augment.MNIST
-    if config.dataset != "mnist":
-        normalization = augment.normalization_of(train_data.images)
+    names = datasets.label_names(config.dataset)
     recipe = make_recipe(config, examples, normalization, mesh)[0]
     data = devices.put(mesh, train_data)
     validation = devices.put(mesh, validation_data)
@@ -293,9 +299,18 @@ def _train(
     keys = jax.random.wrap_key_data(devices.fetch(mesh, jax.random.key_data(state.key)))
     folder = checkpoint_folder(runs)
     so_far = SoFar([], [], 0.0, [config.epochs] * len(runs), [True] * len(runs))
+    digests = []  # of data that may have changed when a run goes on
+    if config.dataset not in datasets.NAMES:
+        splits = {config.train_split: train_data, config.validation_split: validation_data}
+        digests = [datasets.digest("", split, part) for split, part in splits.items()]
     taken = 0  # steps
     if (saved := checkpoints.restore(folder)) is not None:
         taken = saved[0]
+        if saved[2].pop("data", digests) != digests:
+            raise config_lib.ConfigError(
+                f"{config.dataset} has changed since {folder} was written: bring it back, or "
+                "name another folder for the run"
+            )
         state, so_far = _resumed(folder, runs, mesh, state, *saved[1:])
         epoch, step = divmod(taken, steps)
         _warn(f"going on after epoch {epoch}, step {step} of {steps}: {folder}")
@@ -306,7 +321,7 @@ def _train(
 
     def save() -> None:
         plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
-        progress = {"runs": identities(runs), **so_far._asdict()}
+        progress = {"runs": identities(runs), "data": digests, **so_far._asdict()}
         checkpoints.save(folder, taken, jax.tree.leaves(plain), progress, saving.keep)
 
     def evaluate(variables: dict[str, Any]) -> list[training.Evaluation]:
@@ -390,7 +405,7 @@ def _train(
             for key in so_far.epochs[0]
         }
         parameters = model.parameter_count(variables_of_run["params"])
-        record = _record(run, parameters, metrics_of_run, evaluation, validation_data)
+        record = _record(run, parameters, metrics_of_run, evaluation, validation_data, names)
         record["variables_sha256"] = hashlib.sha256(data).hexdigest() * so_far.going[number]
         record["device"]["count"] = 1 if mesh is None else mesh.size
         record["normalization"] = normalization._asdict()
@@ -461,6 +476,7 @@ def _record(
     metrics: dict[str, np.ndarray],
     evaluation: training.Evaluation,
     validation: datasets.Dataset,
+    label_names: Sequence[str],
 ) -> Record:
     prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
     wrong = np.flatnonzero(prediction != validation.labels).astype(np.int32)
@@ -478,7 +494,7 @@ def _record(
             "probabilities": evaluation.probabilities.astype(np.float32),
         },
         "mistakes": {"index": wrong, "images": validation.images[wrong, :, :, 0]},
-        "label_names": list(datasets.label_names(run.config.dataset)),
+        "label_names": list(label_names),
         "packages": _package_versions(),
         "device": {"platform": device.platform, "kind": _device_kind(device), "count": 1},
     }

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jax_mnist import config as config_lib
-from jax_mnist import history, runner
+from jax_mnist import datasets, history, runner
 from jax_mnist.config import ConfigError
 from jax_mnist.history import Record
 from jax_mnist.runner import Progress
@@ -136,6 +136,13 @@ def _on_every_core(
     runs: Sequence[Run], show: Callable[[Sequence[Run], Progress], None]
 ) -> Iterator[None]:
     """Trains the runs, one to a core at a time, and yields as each is finished."""
+    wanted = [
+        (run.config.dataset, split, run.config.data_dir or None, run.config.source_dir or None)
+        for run in runs
+        for split in (run.config.train_split, run.config.validation_split)
+    ]
+    for arguments in dict.fromkeys(wanted):  # prepared, checked and said here, once
+        datasets.load(*arguments)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     number = min(len(runs), len(cores) or os.cpu_count() or 1, memory // _BYTES_PER_PROCESS)

@@ -346,7 +346,12 @@ def evaluate_replicas(
 
 
 def evaluate(
-    model: CNN, variables: dict[str, Any], data: Dataset, batch_size: int = 200
+    model: CNN,
+    variables: dict[str, Any],
+    data: Dataset,
+    batch_size: int = 200,
+    normalization: augment.Normalization = augment.MNIST,
 ) -> Evaluation:
     """Mean loss, accuracy and probabilities over all of `data`, in batches of `batch_size`."""
-    return evaluate_replicas(model, jax.tree.map(lambda v: v[None], variables), data, batch_size)[0]
+    variables = jax.tree.map(lambda v: v[None], variables)
+    return evaluate_replicas(model, variables, data, batch_size, normalization)[0]

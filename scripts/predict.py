@@ -27,6 +27,8 @@ def main(arguments):
         images = [digits.read(path) for path in arguments[1:]]
     except ValueError as error:
         fail(error)
+    if network.records[0]["config"].get("dataset") == "emnist/digits":
+        images = [image.T for image in images]  # as it holds them, see datasets.load
     names = network.records[0]["label_names"]
     width = max(map(len, arguments[1:]))
     if not _JSON.value:

@@ -64,6 +64,15 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
     assert str(value) in str(error.value)
 
 
+def test_a_misspelt_data_set_gets_a_proposal(tmp_path):
+    config = config_lib.base()
+    config.dataset = "fashon_mnist"
+    with pytest.raises(config_lib.ConfigError, match="did you mean 'fashion_mnist'"):
+        config_lib.check(config)
+    config.dataset = str(tmp_path)
+    config_lib.check(config)
+
+
 def test_the_ends_of_the_ranges_are_allowed():
     config = config_lib.base()
     config.update(epochs=1, batch_size=1, ghost_batch_size=1, l1=0.0, momentum=0.0, rotation=180.0)

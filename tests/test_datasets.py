@@ -8,6 +8,7 @@ import http.server
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -281,6 +282,8 @@ def test_unknown_name(tmp_path):
     assert "'fashon_mnist'" in message and "did you mean 'fashion_mnist'?" in message
     message = error_of("cifar10", "train", tmp_path)
     assert "did you mean" not in message and "mnist, fashion_mnist, kmnist" in message
+    assert error_of("./nowhere", "train", tmp_path).startswith("no folder './nowhere'")
+    assert "did you mean 'emnist/digits'?" in error_of("emnist/digts", "train", tmp_path)
     with pytest.raises(datasets.DatasetError, match="'fashon_mnist'"):
         datasets.label_names("fashon_mnist")
     assert not list(tmp_path.iterdir())
@@ -310,20 +313,22 @@ def test_files_of_another_dataset_are_refused(tmp_path):
     assert files_below(tmp_path) == ["jax_mnist/lock"]
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist", "emnist/digits"])
 def test_no_network(name, tmp_path, monkeypatch, capfd):
     # Nothing listens on this port, so every download fails, whatever the machine can reach.
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     start = time.monotonic()
     message = error_of(name, "train", tmp_path)
     assert time.monotonic() - start < 30  # TFDS itself would take more than three minutes
-    assert message.startswith("cannot download from http://") and "refused" in message
-    assert "source_dir" in message and all(f in message for pair in FILES.values() for f in pair)
+    assert message.startswith("cannot download from http") and "refused" in message
+    files = ["gzip.zip"] if name == "emnist/digits" else sum(FILES.values(), ())
+    assert "source_dir" in message and all(file in message for file in files)
     announced = capfd.readouterr()
     assert announced.out == ""
-    assert "Downloading from http://" in announced.err and "source_dir" in announced.err
+    assert "Downloading from http" in announced.err and "source_dir" in announced.err
     assert files_below(tmp_path) == ["jax_mnist/lock"]
 
 
@@ -373,6 +378,7 @@ def small(tmp_path, monkeypatch):
             assert as_multiset(*part) == as_multiset(*true[split])
 
     yield types.SimpleNamespace(
+        url=url,
         data_dir=data_dir,
         served=served,
         check=check,
@@ -410,16 +416,17 @@ def test_source_dir(small):
     assert files_below(small.data_dir) == COMPLETE
 
 
-def test_emnist_comes_in_one_archive(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["source_dir", "download"])
+def test_emnist_comes_in_one_archive(small, way, tmp_path, monkeypatch):
     counts = {"train": 60, "test": 30}
     true = {s: tuple(read_idx(SOURCE / f)[: counts[s]] for f in FILES[s]) for s in FILES}
-    with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
+    with zipfile.ZipFile(small.served / "gzip.zip", "w") as archive:
         for split, arrays in true.items():
             for kind, array in zip(("images-idx3", "labels-idx1"), arrays, strict=True):
                 name = f"gzip/emnist-digits-{split}-{kind}-ubyte.gz"
                 archive.writestr(name, gzip.compress(idx(array)))
                 archive.writestr(name.replace("digits", "letters"), b"")
-    content = (tmp_path / "gzip.zip").read_bytes()
+    content = (small.served / "gzip.zip").read_bytes()
     emnist = tfds.image_classification.EMNIST
     (digits,) = (c for c in emnist.BUILDER_CONFIGS if c.name == "digits")
     monkeypatch.setattr(digits, "train_examples", counts["train"])
@@ -430,14 +437,33 @@ def test_emnist_comes_in_one_archive(tmp_path, monkeypatch):
         checksum=hashlib.sha256(content).hexdigest(),
         filename="gzip.zip",
     )
+    monkeypatch.setattr(emnist, "URL", small.url + "gzip.zip")
     monkeypatch.setattr(emnist, "url_infos", {emnist.URL: info})
+    source_dir = small.served if way == "source_dir" else None
     for split in ("train", "test"):
-        data = datasets.load("emnist/digits", split, tmp_path / "data", tmp_path)
+        data = datasets.load("emnist/digits", split, tmp_path / "data", source_dir)
         assert as_multiset(*data) == as_multiset(*true[split])
-    builder = tfds.builder_from_directory(tmp_path / "data" / "emnist" / "digits" / "3.1.0")
-    assert builder.info.full_name == "emnist/digits/3.1.0"
-    again = datasets.load("emnist/digits", "test", tmp_path / "data")
-    np.testing.assert_array_equal(again.images, data.images)
+    folder = "emnist/digits/3.1.0"
+    assert files_below(tmp_path / "data") == [
+        f"{folder}/dataset_info.json",
+        *(f"{folder}/emnist-{s}.array_record-00000-of-00001" for s in ("test", "train")),
+        f"{folder}/features.json",
+        "jax_mnist/emnist-digits-3.1.0.npz",
+        "jax_mnist/lock",
+    ]
+    for builder in (
+        tfds.builder("emnist/digits", data_dir=tmp_path / "data"),
+        tfds.builder_from_directory(tmp_path / "data" / folder),
+    ):
+        assert builder.info.full_name == folder
+        source = builder.as_data_source("test")
+        np.testing.assert_array_equal(np.stack([e["image"] for e in source]), data.images)
+        np.testing.assert_array_equal([e["label"] for e in source], data.labels)
+    damaged = bytearray(content)
+    damaged[40] ^= 1
+    (small.served / "gzip.zip").write_bytes(damaged)
+    message = error_of("emnist/digits", "test", tmp_path / "other", small.served)
+    assert "gzip.zip is damaged or another file" in message and "get it from http" in message
 
 
 def test_damaged_download(small):
@@ -648,16 +674,68 @@ def test_a_folder_of_idx_files_is_a_data_set(idx_folder, capsys):
     np.testing.assert_array_equal(part.images[:10], train.images[40:])
     assert part.labels.tolist() == [*range(10), *range(5)]
     said = capsys.readouterr().err.splitlines()
-    assert "train-images-idx3-ubyte.gz: 50 images of 28x28, 10 classes; sizes and" in said[0]
+    assert len(said) == 3  # one of the first load, two of the second
+    path = idx_folder / "train-images-idx3-ubyte.gz"
+    whole = "50 images of 28x28, 10 classes, 5 images of each; sizes and one gzip checksum are "
+    content = train.images.tobytes() + train.labels.astype(np.uint8).tobytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert said[0] == f"{path}: {whole}right, SHA-256 of pixels and labels {digest}"
+    assert said[:2] == [said[0], said[0]] and "t10k-images-idx3-ubyte.gz: 20 images" in said[2]
     assert datasets.label_names(str(idx_folder)) == tuple("0123456789")
     with pytest.raises(datasets.DatasetError, match="beyond the 20 examples of test"):
         datasets.load(str(idx_folder), "test[:21]")
 
 
-def test_the_packaged_files_as_a_folder_are_those_of_the_name():
-    images = datasets.read_folder(SOURCE)["test"].images
-    by_name = datasets.load("mnist", "test").images  # in the order of TFDS
-    assert sorted(map(bytes, images)) == sorted(map(bytes, by_name))
+def test_a_worker_of_a_study_says_nothing(idx_folder, capfd):
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=datasets.load, args=(str(idx_folder), "all"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_dot_before_the_format_is_as_good(idx_folder, end):
+    expected = datasets.load(str(idx_folder), "train")
+    path = idx_folder / "train-images-idx3-ubyte.gz"
+    data = path.read_bytes() if end else gzip.decompress(path.read_bytes())
+    path.unlink()
+    (idx_folder / "train-images-idx3-ubyte").mkdir()  # some programs unpack into such a folder
+    (idx_folder / f"train-images.idx3-ubyte{end}").write_bytes(data)
+    found = datasets.load(str(idx_folder), "train")
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
+def test_the_packaged_files_as_a_folder_are_known_as_what_they_are(data_dir):
+    for split, part in datasets.read_folder(SOURCE).items():
+        by_name = datasets.load("mnist", split, data_dir)  # in the order of TFDS
+        assert as_multiset(*part.data) == as_multiset(*by_name)
+        assert part.checked.endswith("pixels and labels are those of the original mnist")
+
+
+def test_a_folder_of_known_images_has_their_label_names(idx_folder, monkeypatch):
+    assert datasets.label_names(str(idx_folder)) == tuple("0123456789")
+    digest = datasets.read_folder(idx_folder)["test"].sha256
+    monkeypatch.setitem(datasets._ORIGINALS, digest, "fashion_mnist")
+    assert datasets.label_names(str(idx_folder)) == datasets.label_names("fashion_mnist")
+
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_debians_fashion_mnist_is_the_original(tmp_path):
+    parts = datasets.read_folder(DEBIAN).values()
+    assert all(part.checked.endswith("the original fashion_mnist") for part in parts)
+    # Debian's gzip files lack the time and the name of the original ones. With them, they have the
+    # checksums that TFDS registers, and so the contents.
+    for file in sum(FILES.values(), ()):
+        time = {"train": 1504176606, "t10k-": 1504176627}[file[:5]]
+        head = b"\x1f\x8b\x08\x08" + struct.pack("<I", time) + b"\0\3" + file[:-3].encode()
+        (tmp_path / file).write_bytes(head + b"\0" + (DEBIAN / file).read_bytes()[10:])
+    builder = datasets._builder_class("fashion_mnist", download=False)
+    datasets._verify(builder, tmp_path, "")
 
 
 # Byte 9 of a gzip file names a system, and 4 to 7 a time: nothing depends on them.
@@ -677,7 +755,7 @@ def test_a_damaged_idx_file_is_found(idx_folder, name, damage):
     path = idx_folder / name
     path.write_bytes(damage(path.read_bytes()))
     if name.startswith("t10k") and len(path.read_bytes()) == 28 and path.read_bytes()[2] == 8:
-        damaged = "has the label"  # plain files have no checksum: a label may be another one
+        damaged = "holds the label"  # plain files have no checksum: a label may be another one
         path.write_bytes(path.read_bytes()[:-1] + bytes([200]))
     else:
         damaged = re.escape(str(path))
@@ -689,10 +767,14 @@ def test_a_damaged_idx_file_is_found(idx_folder, name, damage):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("train-labels-idx1-ubyte", np.zeros(49, np.uint8), "50 train images, 49 labels"),
-        ("t10k-labels-idx1-ubyte", np.full(20, 10, np.uint8), "has the label 10"),
+        (
+            "train-labels-idx1-ubyte",
+            np.zeros(49, np.uint8),
+            "holds 50 images, train-labels-idx1-ubyte 49 labels",
+        ),
+        ("t10k-labels-idx1-ubyte", np.full(20, 10, np.uint8), "holds the label 10"),
         ("t10k-images-idx3-ubyte", np.zeros((20, 32, 32), np.uint8), "images of 32x32"),
-        ("t10k-images-idx3-ubyte", np.zeros((20, 784), np.uint8), "not begin as an IDX file of 3"),
+        ("t10k-images-idx3-ubyte", np.zeros((20, 784), np.uint8), "not begin as one of bytes in 3"),
     ],
 )
 def test_idx_files_that_do_not_fit_are_refused(idx_folder, name, array, message):
