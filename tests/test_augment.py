@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from jax_mnist import augment
+from jax_mnist import augment, datasets
 
 
 def picture(height=28, width=28, seed=0):
@@ -23,6 +23,17 @@ def picture(height=28, width=28, seed=0):
 
 affine = jax.jit(augment.affine)
 random_affines = jax.jit(jax.vmap(augment.random_affine, in_axes=(0, *[None] * 5)))
+
+
+def test_constants_are_mean_and_deviation_in_float64():
+    images = np.random.default_rng(0).integers(0, 256, (2500, 28, 28, 1), np.uint8)
+    images[:700] = 3
+    pixels = images.astype(np.float64) / 255
+    found = augment.normalization_of(images)
+    assert found == (round(pixels.mean(), 4), round(pixels.std(), 4))
+    assert all(type(value) is float for value in found)
+    mnist = datasets.load("mnist", "train").images
+    assert augment.normalization_of(mnist) == augment.MNIST == (0.1307, 0.3081)
 
 
 def test_normalize_by_hand():

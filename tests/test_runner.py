@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jax_mnist import analysis, datasets, history, runner, runs, training
+from jax_mnist import analysis, augment, datasets, history, runner, runs, training
 from jax_mnist import config as config_lib
 
 
@@ -193,6 +193,65 @@ def test_the_saved_variables_give_the_recorded_predictions(run):
     wrong = np.flatnonzero(predictions["prediction"] != test.labels)
     np.testing.assert_array_equal(record["mistakes"]["index"], wrong)
     np.testing.assert_array_equal(record["mistakes"]["images"], test.images[wrong, :, :, 0])
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """The first digits of MNIST, inverted, as files."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for split, prefix in (("train[:200]", "train"), ("test[:100]", "t10k")):
+        images, labels = datasets.load("mnist", split)
+        for kind, array in (("images-idx3", 255 - images[..., 0]), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            data = header + array.astype(np.uint8).tobytes()
+            (folder / f"{prefix}-{kind}-ubyte").write_bytes(data)
+    return folder
+
+
+def test_a_folder_is_trained_on_with_its_own_constants(idx_folder, tmp_path):
+    config = small_config(
+        dataset=str(idx_folder), train_split="train[:128]", validation_split="test", epochs=1
+    )
+    (record,) = runner.train(config, tmp_path / "run")
+    images = datasets.load(str(idx_folder), "train[:128]").images / 255
+    expected = {"mean": round(images.mean(), 4), "std": round(images.std(), 4)}
+    assert record["normalization"] == expected
+    assert expected["mean"] > 0.8  # a dark digit on light paper
+    assert record["label_names"] == list("0123456789")
+    result = training.evaluate(
+        runner.make_model(config),
+        runner.load_variables(tmp_path / "run"),
+        datasets.load(str(idx_folder), "test"),
+        normalization=augment.Normalization(**expected),
+    )
+    expected = record["predictions"]["probabilities"]
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-6)
+
+
+def test_a_run_goes_on_with_the_same_data_only(idx_folder, tmp_path):
+    workdir = tmp_path / "run"
+    config = small_config(dataset=str(idx_folder), train_split="train", validation_split="test")
+    (expected,) = runner.train(config, workdir)
+    (workdir / "history.pkl").unlink()  # as if it had been stopped
+    file = idx_folder / "train-images-idx3-ubyte"
+    original = file.read_bytes()
+    file.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    with pytest.raises(config_lib.ConfigError, match="own has changed since") as error:
+        runner.train(config, workdir)
+    assert "\n" not in str(error.value)
+    file.write_bytes(original)
+    (record,) = runner.train(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, record, expected)
+
+
+def test_images_without_contrast_are_refused(idx_folder, tmp_path):
+    file = idx_folder / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:16] + bytes(200 * 28 * 28))
+    config = small_config(dataset=str(idx_folder), train_split="train", validation_split="test")
+    with pytest.raises(datasets.DatasetError, match="the pixels of 'train' of"):
+        runner.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

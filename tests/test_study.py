@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_mnist import config as config_lib
-from jax_mnist import history, runner, study
+from jax_mnist import datasets, history, runner, study
 
 
 def variants(**fields):
@@ -137,3 +137,10 @@ def test_a_variant_without_a_name_for_a_folder_is_refused(name, tmp_path):
 def test_replicas_of_a_studys_config_are_refused(tmp_path):
     with pytest.raises(config_lib.ConfigError, match=r"config\.replicas must be 1 here"):
         study.paired_runs(variants(replicas=2), 1, tmp_path)
+
+
+def test_what_is_wrong_with_the_data_is_said_before_any_process_starts(tmp_path):
+    runs = study.paired_runs(variants(train_split="train[:x]"), 1, tmp_path / "study")
+    with pytest.raises(datasets.DatasetError, match=r"bad split 'train\[:x\]'"):
+        study.train_all(runs)
+    assert not (tmp_path / "study").exists()
