@@ -221,8 +221,8 @@ def _read_split(folder: Path, prefix: str) -> Part:
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     gzips = sum(file.suffix == ".gz" for file in (images_file, labels_file))
     sizes = ("sizes", "sizes and one gzip checksum", "sizes and gzip checksums")[gzips]
-    content = hashlib.sha256(images)
-    content.update(labels)
+    content = hashlib.sha256(images.data)
+    content.update(labels.data)
     sha256 = content.hexdigest()
     found = f"SHA-256 of pixels and labels {sha256}"
     if sha256 in _ORIGINALS:

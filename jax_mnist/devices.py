@@ -5,6 +5,7 @@ gradients, metrics and the statistics of norms are averaged, ghost batches stay 
 """
 
 import contextlib
+import faulthandler
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,9 @@ class LostProcessError(Exception):
 def join_processes(address: str | None, number: int | None, index: int | None) -> None:
     """Makes this process one of several, whose devices are then one mesh.
 
+    When one of them is lost, the others end: with `LostProcessError` where a communication fails,
+    else aborted by JAX, with a message, after 100 seconds without a heartbeat.
+
     Args:
       address: `host:port` of the first process. Slurm, Kubernetes and other systems that JAX knows
         tell this and the next two by themselves; see `jax.distributed.initialize`.
@@ -41,6 +45,9 @@ def join_processes(address: str | None, number: int | None, index: int | None) -
         jax.distributed.initialize(address, number, index)
     except Exception as error:  # JAX and its runtime have many
         raise ConfigError(f"cannot join the other processes: {error}") from error
+    # Where a lost process leaves this one waiting, JAX's heartbeat says so and aborts: no crash
+    # whose stacks are worth printing.
+    faulthandler.disable()
 
 
 @contextlib.contextmanager

@@ -3,32 +3,37 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import operator
 import os
-import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import flax.serialization
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jax_mnist import augment, checkpoints, datasets, devices, history, model, training, watch, xla
+from jax_mnist import (
+    augment,
+    checkpoints,
+    datasets,
+    devices,
+    history,
+    model,
+    results,
+    training,
+    watch,
+    xla,
+)
 from jax_mnist import config as config_lib
 from jax_mnist.batch_last import largest_divisor
 from jax_mnist.history import Record
-from jax_mnist.normalization import GhostBatchNorm
+from jax_mnist.recipe import make_model, make_recipe
 from jax_mnist.runs import (
     HISTORY,
     Run,
@@ -41,60 +46,7 @@ from jax_mnist.runs import (
 )
 from jax_mnist.stopping import StoppedError, stop_signals
 
-_CPU_INFO = Path("/proc/cpuinfo")
-VARIABLES = "variables.msgpack"
 MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
-
-
-def make_model(config: ConfigDict, axis_name: str | None = None) -> model.CNN:
-    """The network that a config describes; for `axis_name` see `nn.BatchNorm`."""
-    norm: Callable[..., nn.Module] = functools.partial(
-        nn.BatchNorm, momentum=config.norm_momentum, axis_name=axis_name
-    )
-    if config.norm == "ghost":
-        norm = functools.partial(
-            GhostBatchNorm,
-            ghost_batch_size=config.ghost_batch_size,
-            stats_update=config.stats_update,
-            momentum=config.norm_momentum,
-            axis_name=axis_name,
-        )
-    return model.CNN(norm=norm)
-
-
-def make_recipe(
-    config: ConfigDict,
-    examples: int,
-    normalization: augment.Normalization = augment.MNIST,
-    mesh: Mesh | None = None,
-) -> tuple[training.Recipe, training.Hyperparameters]:
-    """What a config means for the training step, over `examples` training examples."""
-    spread = devices.size(mesh, devices.DATA) > 1
-    recipe = training.Recipe(
-        model=make_model(config, devices.DATA if spread else None),
-        schedule=config.schedule,
-        steps=config.epochs * (examples // config.batch_size),
-        nesterov=config.nesterov,
-        average=config.ema > 0,
-        normalization=normalization,
-        mesh=mesh,
-    )
-    hyper = training.Hyperparameters(
-        learning_rate=config.learning_rate,
-        l1=config.l1,
-        l2=config.l2,
-        momentum=config.momentum,
-        ema=config.ema,
-        strengths=augment.Strengths(
-            brightness=config.brightness,
-            contrast=config.contrast,
-            rotation=config.rotation,
-            shift=config.shift,
-            scale=config.scale,
-            shear=config.shear,
-        ),
-    )
-    return recipe, hyper
 
 
 def steps_per_call(steps: int, replicas: int = 1) -> int:
@@ -221,7 +173,7 @@ def train_together(
     """Trains runs as the replicas of one program, and writes the files of each.
 
     In each run's folder that is `history.pkl`, see `history`, and before it `variables.msgpack`,
-    see `load_variables`. An epoch's seconds are shared evenly by the runs.
+    see `results.load_variables`. An epoch's seconds are shared evenly by the runs.
 
     A run whose loss is not finite ends there: a line on standard error says where and why, its
     history ends with that epoch, and it leaves no variables. The others go on.
@@ -397,22 +349,24 @@ def _train(
     records = []
     for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
         variables_of_run = jax.tree.map(operator.itemgetter(number), variables)
-        data = flax.serialization.msgpack_serialize(variables_of_run)
-        if so_far.going[number] and devices.is_first_process():
-            history.write_atomically(run.workdir / VARIABLES, data)
         metrics_of_run = {
             key: np.array([e[key][number] for e in so_far.epochs[: so_far.lengths[number]]])
             for key in so_far.epochs[0]
         }
-        parameters = model.parameter_count(variables_of_run["params"])
-        record = _record(run, parameters, metrics_of_run, evaluation, validation_data, names)
-        record["variables_sha256"] = hashlib.sha256(data).hexdigest() * so_far.going[number]
-        record["device"]["count"] = 1 if mesh is None else mesh.size
-        record["normalization"] = normalization._asdict()
+        record = results.make_record(
+            run,
+            variables_of_run,
+            metrics_of_run,
+            evaluation,
+            validation_data,
+            names,
+            normalization,
+            1 if mesh is None else mesh.size,
+        )
         records.append(record)
         if devices.is_first_process():
             watch.end(run, record)
-            history.save(run.workdir / HISTORY, record)  # last: with it the run is finished
+            results.save(run.workdir, record, variables_of_run)
     devices.most_said(0)  # the files are there
     return records
 
@@ -468,71 +422,3 @@ def _divergence(run: Run, epoch: int, step: int) -> str:
         f"the learning rate ({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) "
         "is likely too high"
     )
-
-
-def _record(
-    run: Run,
-    parameters: int,
-    metrics: dict[str, np.ndarray],
-    evaluation: training.Evaluation,
-    validation: datasets.Dataset,
-    label_names: Sequence[str],
-) -> Record:
-    prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
-    wrong = np.flatnonzero(prediction != validation.labels).astype(np.int32)
-    device = jax.devices()[0]
-    return {
-        "schema": history.SCHEMA,
-        "name": run.name,
-        "config": run.config.to_dict(),
-        "seed": run.config.seed,
-        "parameters": parameters,
-        "metrics": metrics,
-        "predictions": {
-            "label": validation.labels.astype(np.int32),
-            "prediction": prediction,
-            "probabilities": evaluation.probabilities.astype(np.float32),
-        },
-        "mistakes": {"index": wrong, "images": validation.images[wrong, :, :, 0]},
-        "label_names": list(label_names),
-        "packages": _package_versions(),
-        "device": {"platform": device.platform, "kind": _device_kind(device), "count": 1},
-    }
-
-
-def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The final variables of a run, as NumPy arrays: `{"params": ..., "batch_stats": ...}`.
-
-    Example::
-
-        record = history.load("runs/gbn/history.pkl")
-        network = runner.make_model(ConfigDict(record["config"]))
-        variables = runner.load_variables("runs/gbn")
-        test = datasets.load("mnist", "test")
-        print(training.evaluate(network, variables, test).accuracy)
-
-    Raises:
-      OSError: the file cannot be read.
-      HistoryError: nor can the history beside it, which has the file's checksum.
-      ValueError: the file is damaged, or another run's.
-    """
-    path = Path(workdir) / VARIABLES
-    data = path.read_bytes()
-    checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
-    if checksum not in ("", hashlib.sha256(data).hexdigest()):
-        raise ValueError(f"{path} is damaged, or another run's: train again to replace it")
-    variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
-    return variables
-
-
-def _package_versions() -> dict[str, str]:
-    packages = ("jax_mnist", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
-
-
-def _device_kind(device: jax.Device) -> str:
-    """The device's model; JAX calls every CPU "cpu", where Linux knows more."""
-    if device.platform == "cpu" and _CPU_INFO.exists():
-        model_name = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE)
-        return model_name[1] if model_name else device.device_kind
-    return device.device_kind

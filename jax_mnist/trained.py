@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_mnist import analysis, augment, history, runner, training
+from jax_mnist import analysis, augment, history, recipe, results, training
 from jax_mnist.history import HistoryError, Record
 from jax_mnist.model import CNN
 from jax_mnist.runs import HISTORY
@@ -45,10 +45,10 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
     sound = [folder for folder, r in records.items() if not analysis.has_diverged(r)]
     if not sound:
         raise HistoryError(f"{workdir} holds a run that diverged: there are no weights to use")
-    variables = [runner.load_variables(folder) for folder in sound]
+    variables = [results.load_variables(folder) for folder in sound]
     return Trained(
         [records[folder] for folder in sound],
-        runner.make_model(ConfigDict(records[sound[0]]["config"])),
+        recipe.make_model(ConfigDict(records[sound[0]]["config"])),
         jax.tree.map(lambda *leaves: np.stack(leaves), *variables),
     )
 

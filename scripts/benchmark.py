@@ -41,13 +41,14 @@ def ours(norm, batch_size=BATCH, replicas=1, **fields):
         import jax
 
         from jax_mnist import config, datasets, runner, training, xla
+        from jax_mnist.recipe import make_recipe
 
         steps = max(1, steps * BATCH // batch_size)  # as many images
         xla.configure()
         settings = config.base()
         settings.update({"norm": norm, "batch_size": batch_size, **fields})
         train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
-        recipe, hyper = runner.make_recipe(settings, len(train.images))
+        recipe, hyper = make_recipe(settings, len(train.images))
         train_data, test_data = jax.device_put((train, test))
         hyper, state = training.init_replicas(recipe, [hyper] * replicas, range(replicas))
 

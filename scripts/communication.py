@@ -12,7 +12,8 @@ import re
 import jax
 import numpy as np
 
-from jax_mnist import config, datasets, devices, runner, training
+from jax_mnist import config, datasets, devices, training
+from jax_mnist.recipe import make_recipe
 
 DEVICES = 8
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
@@ -24,7 +25,7 @@ def collectives(norm, mesh_text, batch_size):
     settings = config.base()
     settings.update(norm=norm, mesh=mesh_text, batch_size=batch_size)
     mesh = devices.make_mesh(settings, DEVICES)
-    recipe, hyper = runner.make_recipe(settings, 60_000, mesh=mesh)
+    recipe, hyper = make_recipe(settings, 60_000, mesh=mesh)
     replicas = devices.size(mesh, devices.REPLICA)
     hyper, state = training.init_replicas(recipe, [hyper] * replicas, range(replicas))
     images = np.zeros((batch_size, 28, 28, 1), np.uint8)

@@ -155,10 +155,13 @@ def test_two_processes_share_a_batch_and_go_on_when_one_was_lost(alone, tmp_path
     while first.poll() is None and not list(workdir.rglob("sha256.json")):
         time.sleep(0.01)
     second.kill()
-    _, errors = first.communicate(timeout=100)
-    assert first.returncode == 1, errors
-    assert "another process was lost; the same command on all hosts goes on" in errors
-    assert "Traceback" not in errors
+    _, errors = first.communicate(timeout=200)
+    if first.returncode == -signal.SIGABRT:  # the communication did not fail, but waits for ever
+        assert "likely indicates that another task died" in errors
+    else:
+        assert first.returncode == 1, errors
+        assert "another process was lost; the same command on all hosts goes on" in errors
+    assert "Traceback" not in errors and "Fatal Python error" not in errors
     assert not list(workdir.rglob("history.pkl"))
     second.communicate()
 

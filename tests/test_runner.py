@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jax_mnist import analysis, augment, datasets, history, runner, runs, training
+from jax_mnist import analysis, augment, datasets, history, recipe, results, runner, runs, training
 from jax_mnist import config as config_lib
 
 
@@ -182,9 +182,9 @@ def test_metrics_are_those_of_the_epochs(run):
 
 def test_the_saved_variables_give_the_recorded_predictions(run):
     workdir, record = run
-    network = runner.make_model(ConfigDict(record["config"]))
+    network = recipe.make_model(ConfigDict(record["config"]))
     test = datasets.load("mnist", "test[:150]")
-    result = training.evaluate(network, runner.load_variables(workdir), test)
+    result = training.evaluate(network, results.load_variables(workdir), test)
     predictions = record["predictions"]
     np.testing.assert_allclose(result.probabilities, predictions["probabilities"], atol=1e-6)
     assert result.accuracy == record["metrics"]["validation_accuracy"][-1]
@@ -220,8 +220,8 @@ def test_a_folder_is_trained_on_with_its_own_constants(idx_folder, tmp_path):
     assert expected["mean"] > 0.8  # a dark digit on light paper
     assert record["label_names"] == list("0123456789")
     result = training.evaluate(
-        runner.make_model(config),
-        runner.load_variables(tmp_path / "run"),
+        recipe.make_model(config),
+        results.load_variables(tmp_path / "run"),
         datasets.load(str(idx_folder), "test"),
         normalization=augment.Normalization(**expected),
     )
@@ -278,9 +278,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, me
 def test_damaged_variables_are_refused(run, tmp_path, damage):
     for name in ("history.pkl", "variables.msgpack"):
         shutil.copy(run[0] / name, tmp_path)
-    assert runner.load_variables(tmp_path).keys() == {"params", "batch_stats"}
+    assert results.load_variables(tmp_path).keys() == {"params", "batch_stats"}
     (tmp_path / "variables.msgpack").write_bytes(
         damage((run[0] / "variables.msgpack").read_bytes())
     )
     with pytest.raises(ValueError, match=r"variables\.msgpack"):
-        runner.load_variables(tmp_path)
+        results.load_variables(tmp_path)
