@@ -70,14 +70,18 @@ def restore(folder: Path) -> tuple[int, list[np.ndarray], Any] | None:
         return None
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    handlers = {"arrays": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(folder.absolute(), item_handlers=handlers) as manager:
+        # Whole NumPy arrays: the devices may be others than those that the shards were written by.
+        saved = jax.tree.leaves(manager.item_metadata(step)["arrays"])
+        whole = [np.empty(array.shape, array.dtype) for array in saved]
         restored = manager.restore(
             step,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
+                arrays=ocp.args.StandardRestore(whole), progress=ocp.args.JsonRestore()
             ),
         )
-    return step, [np.asarray(array) for array in restored.arrays], restored.progress
+    return step, restored.arrays, restored.progress
 
 
 def _newest_intact(folder: Path) -> int:

@@ -112,7 +112,8 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.{name} must be at least {low} and {greatest}; got {value}")
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
-    if not re.fullmatch(r"((replica|data)=[1-9]\d{0,5}(,(?!$)|$)){0,2}", config.mesh):
+    axis = r"(replica|data)=[1-9]\d{0,5}"
+    if not re.fullmatch(rf"({axis}(,(?!\2){axis})?)?", config.mesh):
         raise ConfigError(
             f"config.mesh must be empty or such as 'replica=2,data=4'; got {config.mesh!r}"
         )

@@ -114,7 +114,7 @@ def load(
     slices = _parse_split(split, _COUNTS[name])
     splits = {part for part, _, _ in slices}
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    root = root.expanduser().absolute()
+    root = _path(root).absolute()
     cache = root / "jax_mnist" / f"{name.replace('/', '-')}-{_VERSIONS[name]}.npz"
     data = _read_cache(cache, name, splits)
     if data is None:
@@ -146,14 +146,14 @@ def label_names(name: str) -> tuple[str, ...]:
       DatasetError: For an unknown name, or a folder that cannot be read.
     """
     if is_folder(name):
-        name = _ORIGINALS.get(_read_split(Path(name).expanduser(), "t10k").sha256, "mnist")
+        name = _ORIGINALS.get(_read_split(_path(name), "t10k").sha256, "mnist")
     check_name(name)
     return _LABELS[name]
 
 
 def is_folder(name: str) -> bool:
     """Whether `name`, which is none of `NAMES`, is a folder."""
-    return name not in NAMES and name != "" and Path(name).expanduser().is_dir()
+    return name not in NAMES and name != "" and _path(name).is_dir()
 
 
 def check_name(name: str) -> None:
@@ -164,6 +164,10 @@ def check_name(name: str) -> None:
         what = "no folder" if "/" in str(name) and not near else "unknown dataset"
         known = f"known are {', '.join(NAMES)}, and folders of IDX files"
         raise DatasetError(f"{what} {name!r}: {hint}{known}")
+
+
+def _path(name: str | os.PathLike[str]) -> Path:
+    return Path(os.path.expanduser(name))  # Path's own raises where there is no such user
 
 
 class Part(NamedTuple):
@@ -197,7 +201,7 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Part]:
       DatasetError: A file is missing or damaged, its size is not what its header says, images are
         not 28x28, labels are not 0 to 9, or there are not as many of both.
     """
-    folder = Path(folder).expanduser()
+    folder = _path(folder)
     return {"train": _read_split(folder, "train"), "test": _read_split(folder, "t10k")}
 
 
@@ -430,7 +434,7 @@ def _prepare(
 
     builder_class = _builder_class(name, download=source_dir is None and name != "mnist")
     if source_dir is not None:
-        _verify(builder_class, Path(source_dir).expanduser(), "get it from {}")
+        _verify(builder_class, _path(source_dir), "get it from {}")
     elif name == "mnist":
         source_dir = _PACKAGED
         _verify(builder_class, _PACKAGED, "reinstall jax_mnist")

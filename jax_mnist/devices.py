@@ -20,6 +20,7 @@ from jax_mnist.batch_last import largest_divisor
 from jax_mnist.config import ConfigError
 
 REPLICA, DATA = "replica", "data"
+_SECONDS_TO_MISS = 30  # a process, without a heartbeat of it
 
 
 class LostProcessError(Exception):
@@ -30,7 +31,7 @@ def join_processes(address: str | None, number: int | None, index: int | None) -
     """Makes this process one of several, whose devices are then one mesh.
 
     When one of them is lost, the others end: with `LostProcessError` where a communication fails,
-    else aborted by JAX, with a message, after 100 seconds without a heartbeat.
+    else aborted by JAX, with a message, after 30 seconds without a heartbeat.
 
     Args:
       address: `host:port` of the first process. Slurm, Kubernetes and other systems that JAX knows
@@ -42,7 +43,9 @@ def join_processes(address: str | None, number: int | None, index: int | None) -
       ConfigError: they did not come together.
     """
     try:
-        jax.distributed.initialize(address, number, index)
+        jax.distributed.initialize(
+            address, number, index, heartbeat_timeout_seconds=_SECONDS_TO_MISS
+        )
     except Exception as error:  # JAX and its runtime have many
         raise ConfigError(f"cannot join the other processes: {error}") from error
     # Where a lost process leaves this one waiting, JAX's heartbeat says so and aborts: no crash
@@ -56,7 +59,8 @@ def others_present() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")  # no other process has a part in these
+        if jax.process_count() == 1 or str(error).startswith(own):
             raise
         reason = str(error).strip().splitlines()[0]
         raise LostProcessError(
@@ -75,8 +79,8 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
       replicas: how many train together; where `replica` does not divide them, devices idle.
 
     Raises:
-      ConfigError: there are fewer devices, the batch cannot be shared evenly, or a process would
-        have no part.
+      ConfigError: there are fewer devices, the batch or its ghost batches cannot be shared evenly,
+        or a process would have no part.
     """
     text, batch_size = config.mesh, config.batch_size
     devices = jax.devices()
@@ -100,6 +104,13 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
         raise ConfigError(
             f"{said}: config.batch_size={batch_size} cannot be shared evenly by {sizes[DATA]}"
         )
+    if sizes[DATA] > 1 and config.norm == "ghost":
+        whole = sizes[DATA] * config.ghost_batch_size
+        if batch_size % whole:
+            raise ConfigError(
+                f"{said}: config.batch_size={batch_size} would cut ghost batches; "
+                f"make it a multiple of {sizes[DATA]} x {config.ghost_batch_size} = {whole}"
+            )
     if jax.process_count() > 1 and number < len(devices):
         raise ConfigError(f"{said} takes {number} devices; several processes must use all")
     if number == 1:

@@ -33,7 +33,7 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
             with Image.open(path, formats=["PNG", "JPEG"]) as picture:
                 picture.draft("L", (_MOST, _MOST))
                 picture.thumbnail((_MOST, _MOST), Image.Resampling.BOX)
-                grey = _grey(ImageOps.exif_transpose(picture))
+                grey = _grey(_upright(picture))
     except OSError as error:
         reason = error.strerror or "not a PNG or JPEG picture, or a damaged one"
         raise PictureError(f"{name!r}: {reason}") from error
@@ -45,6 +45,14 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
         return centre(grey)
     except PictureError as error:
         raise PictureError(f"{name!r}: {error}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as the camera says; what it says may be damaged, and the picture not."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow's parser of EXIF raises many
+        return picture
 
 
 def _grey(picture: Image.Image) -> np.ndarray:

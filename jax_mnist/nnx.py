@@ -78,7 +78,7 @@ class GhostBatchNorm(nnx.BatchNorm):
           ValueError: see `normalization.GhostBatchNorm`; or the mode is given nowhere.
         """
         inference = self.use_running_average if use_running_average is None else use_running_average
-        if inference is not False:
+        if inference is None or inference:
             return super().__call__(x, inference)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
         x, _, _, scale, bias = self.promote_dtype(

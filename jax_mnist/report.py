@@ -11,6 +11,7 @@ import markdown
 
 from jax_mnist import analysis, comparison, comparison_plots, history, plots
 from jax_mnist.comparison import Confusion, Difference, Interval, Variants, Verdict
+from jax_mnist.config import NO_PART
 from jax_mnist.history import Record
 
 REFERENCE = "bn"
@@ -74,7 +75,7 @@ def _text(
     few = min(map(len, variants.values()))
     images = len(records[0]["predictions"]["label"])
     configs = [record["config"] for record in records]
-    fields = [f for f in configs[0] if f not in ("seed", "replicas")]
+    fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_PART)]
     varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
     common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
     device, packages = records[0]["device"], records[0]["packages"]

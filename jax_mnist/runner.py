@@ -105,6 +105,7 @@ class Saving(NamedTuple):
 SAVING = Saving()
 
 
+@devices.others_present()
 def train(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
@@ -189,11 +190,12 @@ def train_together(
 
     Raises:
       StoppedError: by SIGINT or SIGTERM, after the steps under way; a checkpoint was saved.
-      ConfigError: the batch is larger than the training set, or another process trains in a
-        folder; nothing was computed.
+      ConfigError: the batch is larger than the training set, it does not fit the devices, or
+        another process trains in a folder; nothing was computed.
       DatasetError: the data cannot be had.
     """
     config = runs[0].config
+    mesh = devices.make_mesh(config, len(runs))
     load = functools.partial(
         datasets.load,
         config.dataset,
@@ -218,14 +220,16 @@ def train_together(
         for run in runs:
             if devices.is_first_process():
                 stack.enter_context(only_writer(run))
-        stack.enter_context(devices.others_present())
         received = stack.enter_context(stop_signals())
-        return _train(runs, show, train_data, validation_data, normalization, saving, received)
+        return _train(
+            runs, show, mesh, train_data, validation_data, normalization, saving, received
+        )
 
 
 def _train(
     runs: Sequence[Run],
     show: Callable[[Progress], None],
+    mesh: Mesh | None,
     train_data: datasets.Dataset,
     validation_data: datasets.Dataset,
     normalization: augment.Normalization,
@@ -236,7 +240,6 @@ def _train(
     examples = len(train_data.images)
     steps = examples // config.batch_size
     xla.configure()
-    mesh = devices.make_mesh(config, len(runs))
     names = datasets.label_names(config.dataset)
     recipe = make_recipe(config, examples, normalization, mesh)[0]
     data = devices.put(mesh, train_data)

@@ -1,5 +1,6 @@
 """A finished run: its network and weights, and what they say of images."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_mnist import analysis, augment, history, recipe, results, training
+from jax_mnist.config import base
 from jax_mnist.history import HistoryError, Record
 from jax_mnist.model import CNN
 from jax_mnist.runs import HISTORY
@@ -34,7 +36,7 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
     Raises:
       HistoryError: the folder holds no finished run, or one that cannot be read or diverged.
       OSError: the variables cannot be read.
-      ValueError: the variables are damaged.
+      ValueError: the variables are damaged, or of another network.
     """
     workdir = Path(workdir)
     folders = [workdir] if (workdir / HISTORY).exists() else []
@@ -46,11 +48,25 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
     if not sound:
         raise HistoryError(f"{workdir} holds a run that diverged: there are no weights to use")
     variables = [results.load_variables(folder) for folder in sound]
+    # A field may be newer than the run.
+    config = base().to_dict() | records[sound[0]]["config"]
+    model = recipe.make_model(ConfigDict(config))
+    expected = jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), np.zeros((1, 28, 28, 1))
+    )
+    for folder, found in zip(sound, variables, strict=True):
+        if not _same_shapes(found, expected):
+            raise ValueError(f"{folder} holds weights of another network")
     return Trained(
         [records[folder] for folder in sound],
-        recipe.make_model(ConfigDict(records[sound[0]]["config"])),
+        model,
         jax.tree.map(lambda *leaves: np.stack(leaves), *variables),
     )
+
+
+def _same_shapes(found: Any, expected: Any) -> bool:
+    shapes = [jax.tree.map(np.shape, t) for t in (found, expected)]
+    return shapes[0] == shapes[1]
 
 
 def predict(trained: Trained, images: np.ndarray) -> np.ndarray:

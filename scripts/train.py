@@ -12,6 +12,7 @@ Slurm, Kubernetes and others tell JAX who is there; else say it on each host:
 --distributed --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,12 @@ flags.mark_flag_as_required("config")
 def main(arguments):
     if arguments:
         fail(f"unexpected argument {arguments[0]!r}")
+    if not _DISTRIBUTED.value and any(
+        flag.value is not None for flag in (_ADDRESS, _PROCESSES, _PROCESS)
+    ):
+        fail("--coordinator_address, --num_processes and --process_id need --distributed")
+    if _ADDRESS.value and not re.fullmatch(r".+:\d+", _ADDRESS.value):
+        fail(f"--coordinator_address must be host:port; got {_ADDRESS.value!r}")
     if _DISTRIBUTED.value:
         devices.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

@@ -86,7 +86,17 @@ def test_every_field_but_free_text_is_checked():
 
 
 @pytest.mark.parametrize(
-    "mesh", ["data", "data=", "data=-1", "data=2;", "data=2,", "rows=2", "replica=1,data=2,data=3"]
+    "mesh",
+    [
+        "data",
+        "data=",
+        "data=-1",
+        "data=2;",
+        "data=2,",
+        "rows=2",
+        "replica=1,data=2,data=3",
+        "data=2,data=1",
+    ],
 )
 def test_a_mesh_that_is_none_is_refused(mesh):
     config = config_lib.base()

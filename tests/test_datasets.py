@@ -686,6 +686,11 @@ def test_a_folder_of_idx_files_is_a_data_set(idx_folder, capsys):
         datasets.load(str(idx_folder), "test[:21]")
 
 
+def test_the_home_of_nobody_is_a_folder_that_there_is_not():
+    with pytest.raises(datasets.DatasetError, match="no folder '~nobody_at_all/x'"):
+        datasets.load("~nobody_at_all/x", "train")
+
+
 def test_a_worker_of_a_study_says_nothing(idx_folder, capfd):
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=datasets.load, args=(str(idx_folder), "all"))

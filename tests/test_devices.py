@@ -57,11 +57,16 @@ def test_the_mesh_is_the_one_that_was_asked_for_or_a_sensible_one(fields, replic
     [
         ({"mesh": "replica=3,data=3"}, "takes 9 devices; there are 8"),
         ({"mesh": "data=3"}, "config.batch_size=64 cannot be shared evenly by 3"),
+        (
+            {"mesh": "data=4", "ghost_batch_size": 32},
+            "would cut ghost batches; make it a multiple of 4 x 32 = 128",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(fields, message, tmp_path):
     with pytest.raises(config_lib.ConfigError, match=message):
         runner.train(config(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -142,16 +147,9 @@ def load(workdir):
     return [history.load(workdir / f"seed-{seed}" / "history.pkl") for seed in range(3)]
 
 
-def test_two_processes_train_the_replicas_of_one(alone, tmp_path):
-    (first, _), second = finish(start(tmp_path / "ghost", "replica=8"))
-    assert "seed 2: validation accuracy" in first
-    assert second[1] == "" and all(line.startswith("[Gloo]") for line in second[0].splitlines())
-    assert_agree(load(tmp_path / "ghost"), alone["ghost"], rtol=0)
-
-
-def test_two_processes_share_a_batch_and_go_on_when_one_was_lost(alone, tmp_path):
-    workdir = tmp_path / "ghost"
-    first, second = start(workdir, "data=8")
+def lose_one(workdir, mesh):
+    """Starts two processes, and kills one after the first epoch."""
+    first, second = start(workdir, mesh)
     while first.poll() is None and not list(workdir.rglob("sha256.json")):
         time.sleep(0.01)
     second.kill()
@@ -165,9 +163,23 @@ def test_two_processes_share_a_batch_and_go_on_when_one_was_lost(alone, tmp_path
     assert not list(workdir.rglob("history.pkl"))
     second.communicate()
 
-    (_, errors), _ = finish(start(workdir, "data=8"))
+
+def test_two_processes_train_the_replicas_of_one_even_when_one_was_lost(alone, tmp_path):
+    workdir = tmp_path / "ghost"
+    lose_one(workdir, "replica=8")
+    (first, errors), second = finish(start(workdir, "replica=8"))
     assert "going on after epoch 1" in errors
-    assert_agree(load(workdir), alone["ghost"], rtol=2e-3, atol=2e-3)
+    assert "seed 2: validation accuracy" in first
+    assert second[1] == "" and all(line.startswith("[Gloo]") for line in second[0].splitlines())
+    assert_agree(load(workdir), alone["ghost"], rtol=0)
+
+
+def test_what_two_processes_began_goes_on_in_one(alone, tmp_path, capsys):
+    workdir = tmp_path / "ghost"
+    lose_one(workdir, "data=8")
+    records = runner.train(config(replicas=3, mesh="data=4"), workdir)
+    assert "going on after epoch 1" in capsys.readouterr().err
+    assert_agree(records, alone["ghost"], rtol=2e-3, atol=2e-3)
 
 
 def test_two_processes_stop_at_the_same_step(tmp_path):

@@ -87,6 +87,16 @@ def test_a_picture_that_lies_on_its_side_is_turned(tmp_path):
     )
 
 
+def test_a_picture_with_damaged_exif_is_read_as_it_lies(tmp_path):
+    image = datasets.load("mnist", "test[:1]").images[0, :, :, 0]
+    picture = Image.fromarray((255 * np.clip(canvas(image), 0, 1)).astype(np.uint8))
+    picture.save(tmp_path / "sound.png")
+    picture.save(tmp_path / "digit.png", exif=b"II*\0\x08\0")
+    np.testing.assert_array_equal(
+        digits.read(tmp_path / "digit.png"), digits.read(tmp_path / "sound.png")
+    )
+
+
 def blank():
     return Image.new("L", (50, 50), 200)
 

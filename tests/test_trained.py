@@ -1,6 +1,7 @@
 """A finished run in use: predictions, and the exported file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_what_cannot_be_done_ends_in_one_line(run, name, arguments, message, tmp
     said = script(name, *arguments, cwd=tmp_path)
     assert said.returncode == 2
     assert message in said.stderr and len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("weights", [b"\x01", b"\x80", b"\x81\xa6params\x80"])
+def test_weights_of_no_network_are_refused(run, tmp_path, weights):
+    record = history.load(run / "seed-0" / "history.pkl")
+    record["variables_sha256"] = ""  # as in a run of an older version
+    del record["config"]["mesh"]
+    history.save(tmp_path / "history.pkl", record)
+    shutil.copy(run / "seed-0" / "variables.msgpack", tmp_path)
+    assert trained.load(tmp_path).records[0]["seed"] == 0
+    (tmp_path / "variables.msgpack").write_bytes(weights)
+    with pytest.raises(ValueError, match="holds weights of another network"):
+        trained.load(tmp_path)
 
 
 def test_a_run_that_diverged_is_refused(run, tmp_path):
