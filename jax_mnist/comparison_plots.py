@@ -80,8 +80,9 @@ def paired_differences(effects: Mapping[str, Difference], reference: str, unit: 
 def hardest_images(images: Sequence[HardImage], label_names: Sequence[str], runs: int) -> Figure:
     """Draws the validation images that most of `runs` runs get wrong, five in a row."""
     names = [plots.short(name, 12) for name in label_names]
+    comma = ", " if max(map(len, names)) <= 3 else "\n"
     texts = [
-        f"true {names[image.label]}, said {names[image.prediction]}\n{image.votes} of {runs}"
+        f"true {names[image.label]}{comma}said {names[image.prediction]}\n{image.votes} of {runs}"
         for image in images
     ]
     title = f"The {len(images)} validation images that most of {runs} runs get wrong"

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 from records import make_record
 
-from jax_mnist import history, plots
+from jax_mnist import comparison, comparison_plots, history, plots
 
 ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = {
@@ -74,6 +74,12 @@ def legend_of(figure):
     return [text.get_text() for text in legend.get_texts()]
 
 
+def hardest(**fields):
+    records = [make_record(mistakes=40, seed=seed, **fields) for seed in range(3)]
+    images = comparison.hardest(records, 25)
+    return comparison_plots.hardest_images(images, records[0]["label_names"], 1000)
+
+
 FIGURES = {
     "accuracy": lambda: plots.validation_accuracy(eight()),
     "loss": lambda: plots.validation_loss(eight()),
@@ -91,6 +97,8 @@ FIGURES = {
     "misclassified clothes": lambda: plots.misclassified(
         make_record(mistakes=40, label_names=FASHION)
     ),
+    "hardest digits": lambda: hardest(),
+    "hardest clothes": lambda: hardest(label_names=FASHION),
     "one mistake": lambda: plots.misclassified(make_record(mistakes=1)),
     "seven mistakes": lambda: plots.misclassified(make_record(mistakes=7)),
     "no mistake": lambda: plots.misclassified(make_record(mistakes=0)),
