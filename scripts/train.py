@@ -54,18 +54,16 @@ def main(arguments):
     records = runner.train(
         _CONFIG.value, workdir, _FRESH.value, runner.Saving(_EVERY.value, _KEEP.value)
     )
-    if not devices.is_first_process():
-        return
     for record in records:
         if analysis.has_diverged(record):
             continue  # it was said when it happened
         summary = analysis.summary(record)
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
-        print(
+        runner.say(
             f"{record['name']}{of_seed}: validation accuracy {summary.final_accuracy:.2%} at the "
             f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
         )
-    print(f"results in {workdir}/")
+    runner.say(f"results in {workdir}/")
     if any(map(analysis.has_diverged, records)):
         sys.exit(1)
 
