@@ -64,6 +64,9 @@ def restore(folder: Path) -> tuple[int, list[np.ndarray], Any] | None:
     """Step, arrays and progress of the newest checkpoint that is as it was written, if any.
 
     Damaged or half-written ones are removed, each with a line on standard error.
+
+    Raises:
+      OSError: one cannot be read; nothing was removed for that.
     """
     step = devices.first_said(_newest_intact(folder) if devices.is_first_process() else 0)
     if step < 0:
@@ -105,5 +108,5 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _is_intact(folder: Path) -> bool:
     try:
         return json.loads((folder / _CHECKSUMS).read_bytes()) == _checksums(folder)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):  # what cannot be read just now may be sound
         return False

@@ -42,6 +42,9 @@ def load(file, overrides):
 def main(arguments):
     folder = Path(__file__).parent.parent / "configs"
     files = [Path(file) for file in arguments] or [folder / f"{name}.py" for name in VARIANTS]
+    names = [file.stem for file in files]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        fail(f"two files are named {min(repeated)!r}: a variant is named after its file")
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     variants = {file.stem: load(file, overrides) for file in files}
     records = study.train_all(study.paired_runs(variants, _SEEDS.value, _WORKDIR.value))

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or an older one, never anything damaged."""
 
+import errno
 import json
 import math
 import shutil
@@ -31,6 +32,19 @@ def test_the_newest_comes_back_and_older_ones_go(tmp_path):
         assert array.dtype == expected.dtype
     assert progress == {"loss": [0.1, math.inf], "step": 100}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["100", "20"]
+
+
+def test_what_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 1, ARRAYS, {}, keep=2)
+
+    def read_bytes(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        with pytest.raises(OSError, match="Too many open files"):
+            checkpoints.restore(tmp_path)
+    assert checkpoints.restore(tmp_path)[0] == 1
 
 
 DAMAGE = {
