@@ -2,11 +2,14 @@
 
 A variant is the records of one name, a run one seed of it. The unit of every interval and test is
 the seed: they cover the luck of initialisation, order and augmentation, not of the test images.
+
+A run that diverged has its record too. In claims it counts with the accuracy that it came to, and
+with a spread and a drop of all that lies between 100 % and chance; `sound` leaves such runs out.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -16,6 +19,7 @@ from jax_mnist.history import Record
 
 LEVEL = 0.05  # of significance; intervals are 95 %
 LAST_EPOCHS = 5  # that the spread is measured over
+COLLAPSE = 90.0  # percentage points between 100 % and the chance of ten classes
 
 Variants = Mapping[str, Mapping[int, Record]]
 Measure = Callable[[Record], float]
@@ -92,6 +96,15 @@ def by_variant(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
     return {name: dict(sorted(runs.items())) for name, runs in variants.items()}
 
 
+def sound(variants: Variants) -> dict[str, dict[int, Record]]:
+    """The runs that did not diverge, and the variants that have any."""
+    kept = {
+        name: {seed: run for seed, run in runs.items() if not analysis.has_diverged(run)}
+        for name, runs in variants.items()
+    }
+    return {name: runs for name, runs in kept.items() if runs}
+
+
 # Measures: one number of a run.
 
 
@@ -106,12 +119,22 @@ def errors(record: Record) -> float:
 
 
 def spread(record: Record) -> float:
-    """Standard deviation of the validation accuracy over the last epochs, in percentage points."""
+    """Standard deviation of the validation accuracy over the last epochs, in percentage points.
+
+    Of a run that diverged: `COLLAPSE`.
+    """
+    if analysis.has_diverged(record):
+        return COLLAPSE
     return 100 * float(record["metrics"]["validation_accuracy"][-LAST_EPOCHS:].std())
 
 
 def largest_drop(record: Record) -> float:
-    """Largest fall of the validation accuracy from one epoch to the next, percentage points."""
+    """Largest fall of the validation accuracy from one epoch to the next, percentage points.
+
+    Of a run that diverged: `COLLAPSE`.
+    """
+    if analysis.has_diverged(record):
+        return COLLAPSE
     steps = np.diff(record["metrics"]["validation_accuracy"])
     return 100 * float(np.max(-steps, initial=0.0))
 
@@ -166,24 +189,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def differences(
-    variants: Variants, measure: Measure, pairs: Sequence[tuple[str, str]]
-) -> list[Difference]:
+    variants: Variants, measure: Measure, pairs: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Difference]:
     """The first less the second of each pair of variants, over the seeds that both have.
 
-    The p-values are corrected for the number of pairs, see `holm`.
-
-    Raises:
-      ValueError: two variants have no seed in common.
+    A pair without such a seed is left out. The p-values are corrected for the number of pairs that
+    are not, see `holm`.
     """
-    found = []
+    found = {}
     for first, second in pairs:
-        seeds = sorted(variants[first].keys() & variants[second].keys())
-        if not seeds:
-            raise ValueError(f"{first!r} and {second!r} have no seed in common")
-        a, b = ([measure(variants[name][seed]) for seed in seeds] for name in (first, second))
-        found.append(paired_difference(a, b))
-    corrected = holm([difference.p for difference in found])
-    return [d._replace(p=p) for d, p in zip(found, corrected, strict=True)]
+        if seeds := sorted(variants[first].keys() & variants[second].keys()):
+            a, b = ([measure(variants[name][seed]) for seed in seeds] for name in (first, second))
+            found[first, second] = paired_difference(a, b)
+    return _corrected(found)
+
+
+def _corrected(found: Mapping[Any, Difference]) -> dict[Any, Difference]:
+    corrected = holm([difference.p for difference in found.values()])
+    return {key: d._replace(p=p) for (key, d), p in zip(found.items(), corrected, strict=True)}
 
 
 # Images and classes.
@@ -234,6 +257,9 @@ def confusions(records: Sequence[Record]) -> list[Confusion]:
 # Claims.
 
 
+ORIGINAL = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")  # its variants
+
+
 class _Claim(NamedTuple):
     text: str
     measure: Measure
@@ -241,14 +267,17 @@ class _Claim(NamedTuple):
     unit: str
     sign: int  # 1 where the claim says that the subject has more
     subject: str
-    rivals: tuple[str, ...] | None  # all others, if None
-    but: tuple[str, ...] = ()
+    rivals: tuple[str, ...]
+    but: tuple[str, ...] = ()  # of the rivals
 
 
 _CLAIMS = (
-    _Claim("L2 has the highest accuracy", final_accuracy, "accuracy", "pp", 1, "l2", None),
-    _Claim("L2 is the most stable", spread, "spread", "pp", -1, "l2", None),
-    _Claim("GBN alone is next to L2", final_accuracy, "accuracy", "pp", 1, "gbn", None, ("l2",)),
+    _Claim("L2 has the highest accuracy", final_accuracy, "accuracy", "pp", 1, "l2", ORIGINAL),
+    _Claim("L2 is the most stable", spread, "spread", "pp", -1, "l2", ORIGINAL),
+    _Claim(
+        *("GBN alone is next to L2", final_accuracy, "accuracy", "pp", 1),
+        *("gbn", ORIGINAL, ("l2",)),
+    ),
     _Claim(
         *("L1 and L2 together are unstable", largest_drop, "largest drop", "pp", 1),
         *("l1_l2", ("bn", "l1", "l2")),
@@ -274,38 +303,50 @@ def verdict_of(effects: Sequence[Difference]) -> str:
 def judge_claims(variants: Variants) -> list[Verdict]:
     """The claims of the original system, each by the rule of `verdict_of`.
 
-    A claim about a variant is judged by its paired differences to its rivals; that two classes
-    are a close call, by the mean errors of a run between them, seed by seed (averaged over the
-    variants), less those between two classes on average. A claim on variants that are missing
-    gets the verdict `'not in this study'`.
+    A claim about a variant is judged by its paired differences to its rivals; that two classes are
+    one of the two closest calls, by the mean errors of a run between them, seed by seed (averaged
+    over the variants), less those between every two classes that the original does not name. A
+    claim gets the verdict `'not in this study'` where a variant that it is about is missing, or
+    has no seed in common with the subject.
+
+    Args:
+      variants: with the runs that diverged, see the module.
     """
     verdicts = []
     for claim in _CLAIMS:
-        others = claim.rivals or tuple(n for n in variants if n not in (claim.subject, *claim.but))
-        effects: dict[str, Difference] = {}
-        if {claim.subject, *(claim.rivals or ()), *claim.but} <= variants.keys():
-            pairs = [(claim.subject, n) if claim.sign > 0 else (n, claim.subject) for n in others]
-            found = differences(variants, claim.measure, pairs)
-            effects = dict(zip(others, found, strict=True))
-        verdicts.append(_verdict(claim.text, claim.what, claim.unit, effects))
-    seeds = sorted(set.intersection(*(set(runs) for runs in variants.values())))
-    classes = len(next(iter(next(iter(variants.values())).values()))["label_names"])
-    for a, b in CLOSE_CALLS:
+        rivals = [name for name in claim.rivals if name not in (claim.subject, *claim.but)]
         effects = {}
-        if seeds and b < classes:
-            matrices = [
-                np.mean([analysis.confusion_matrix(runs[s]) for runs in variants.values()], axis=0)
-                for s in seeds
-            ]
-            pair = [m[a, b] + m[b, a] for m in matrices]
-            average = [(m.sum() - m.trace()) / (classes * (classes - 1) / 2) for m in matrices]
-            effects = {"two classes on average": paired_difference(pair, average)}
-        text = f"{a} and {b} are a close call"
+        if {claim.subject, *rivals, *claim.but} <= variants.keys():
+            pairs = [(claim.subject, n) if claim.sign > 0 else (n, claim.subject) for n in rivals]
+            found = differences(variants, claim.measure, pairs)
+            if len(found) == len(pairs):
+                effects = dict(zip(rivals, found.values(), strict=True))
+        verdicts.append(_verdict(claim.text, claim.what, claim.unit, effects))
+    between = _errors_between(sound(variants))
+    others = between.keys() - set(CLOSE_CALLS)
+    for pair in CLOSE_CALLS:
+        effects = {}
+        if pair in between:
+            by_rival = {o: paired_difference(between[pair], between[o]) for o in sorted(others)}
+            effects = {f"{a} and {b}": d for (a, b), d in _corrected(by_rival).items()}
+        text = f"{pair[0]} and {pair[1]} are one of the two closest calls"
         verdicts.append(_verdict(text, "errors between them", "images", effects))
     return verdicts
 
 
-def _verdict(claim: str, measure: str, unit: str, effects: dict[str, Difference]) -> Verdict:
+def _errors_between(variants: Variants) -> dict[tuple[int, int], list[float]]:
+    """Of every two classes, the mean errors of a run between them, of each seed."""
+    seeds = sorted({seed for runs in variants.values() for seed in runs})
+    means = []
+    for seed in seeds:
+        runs = [runs[seed] for runs in variants.values() if seed in runs]
+        mean = np.mean([analysis.confusion_matrix(run) for run in runs], axis=0)
+        means.append(mean + mean.T)
+    pairs = itertools.combinations(range(len(means[0])), 2) if means else ()
+    return {(a, b): [float(mean[a, b]) for mean in means] for a, b in pairs}
+
+
+def _verdict(claim: str, measure: str, unit: str, effects: Mapping[str, Difference]) -> Verdict:
     if not effects:
         return Verdict(claim, measure, unit, "", None, "not in this study")
     rival = min(effects, key=lambda name: effects[name].mean)

@@ -29,19 +29,20 @@ def write(records: Sequence[Record], folder: history.Path, command: str = "") ->
       command: what made the records, to be named in the report.
 
     Raises:
-      ValueError: every run diverged, or see `comparison.by_variant` and `comparison.differences`.
+      ValueError: every run diverged, or see `comparison.by_variant`.
       OSError: a file could not be written, in one line; an earlier one is as it was.
     """
     folder = Path(folder)
-    diverged = [record for record in records if analysis.has_diverged(record)]
-    records = [record for record in records if not analysis.has_diverged(record)]
-    if not records:
+    variants_of_all = comparison.by_variant(records)
+    variants = comparison.sound(variants_of_all)
+    if not variants:
         raise ValueError("every run diverged: lower the learning rate or the decay")
-    variants = comparison.by_variant(records)
+    records = [run for runs in variants.values() for run in runs.values()]
     others = [name for name in variants if name != REFERENCE and REFERENCE in variants]
-    pairs = [(name, REFERENCE) for name in others]
-    found = comparison.differences(variants, comparison.final_accuracy, pairs)
-    effects = dict(zip(others, found, strict=True))
+    found = comparison.differences(
+        variants, comparison.final_accuracy, [(name, REFERENCE) for name in others]
+    )
+    effects = {name: effect for (name, _), effect in found.items()}
 
     figures = {
         "accuracy.png": comparison_plots.variants_accuracy(variants),
@@ -58,37 +59,38 @@ def write(records: Sequence[Record], folder: history.Path, command: str = "") ->
     for name, figure in figures.items():
         plots.save(figure, folder / name)
 
-    text = _text(records, diverged, variants, effects, command)
+    text = _text(variants_of_all, variants, effects, command)
     history.write_atomically(folder / "report.md", text.encode())
     page = _page(text, folder)
     history.write_atomically(folder / "report.html", page.encode())
 
 
 def _text(
-    records: Sequence[Record],
-    diverged: Sequence[Record],
-    variants: Variants,
-    effects: dict[str, Difference],
-    command: str,
+    variants_of_all: Variants, variants: Variants, effects: dict[str, Difference], command: str
 ) -> str:
-    seeds = sorted({record["seed"] for record in records})
+    """The Markdown; `variants` are without the runs that diverged."""
+    every = [run for runs in variants_of_all.values() for run in runs.values()]
+    diverged = [run for run in every if analysis.has_diverged(run)]
+    records = [run for runs in variants.values() for run in runs.values()]
+    seeds = sorted({record["seed"] for record in every})
     few = min(map(len, variants.values()))
     images = len(records[0]["predictions"]["label"])
-    configs = [record["config"] for record in records]
+    configs = [record["config"] for record in every]
     fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_PART)]
     varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
     common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
-    device, packages = records[0]["device"], records[0]["packages"]
     original = all(c.get("dataset", "mnist") == "mnist" for c in configs)  # who claimed something
     close_calls = comparison.CLOSE_CALLS if original else ()
     pair_names = [f"{a} and {b}" for a, b in close_calls]
 
+    missing = ", ".join(_code(n) for n in variants if n != REFERENCE and n not in effects)
+
     parts = [
         "# Which regulariser helps, and by how much",
-        f"{len(records)} runs: {len(variants)} variants, seeds {_some(seeds)}, each validated on "
-        f"{images:,} images after every epoch. Intervals are 95 % intervals over seeds (Student's "
-        "t): they cover the luck of a seed, which sets initialisation, order and augmentation, on "
-        "these validation images; other images would move all variants together.",
+        f"{len(every)} runs: {len(variants_of_all)} variants, seeds {_some(seeds)}, each validated "
+        f"on {images:,} images after every epoch. Intervals are 95 % intervals over seeds "
+        "(Student's t): they cover the luck of a seed, which sets initialisation, order and "
+        "augmentation, on these validation images; other images would move all variants together.",
     ]
     if few < 2:
         parts.append("**One seed gives no interval, and decides nothing.**")
@@ -96,8 +98,9 @@ def _text(
         parts.append(f"**With {few} seeds of a variant the intervals are wide.**")
     if diverged:
         parts += [
-            f"**Diverged: {len(diverged)}**. These runs came to a loss that is not finite and are "
-            "in no number or picture below: "
+            f"**Diverged: {len(diverged)} of {len(every)} runs.** These came to a loss that is not "
+            "finite. Tables and figures are of the runs that did not; only in the original's "
+            "claims do they count. They are "
             + ", ".join(
                 f"{_code(record['name'])} seed {record['seed']} in epoch "
                 f"{len(record['metrics']['train_loss'])}"
@@ -109,13 +112,17 @@ def _text(
         "## Results",
         _table(
             "variant | accuracy, % | 95 % interval | best seed | worst seed | errors | spread, pp "
-            "| largest drop, pp | seconds",
-            (_result_row(name, list(runs.values())) for name, runs in variants.items()),
+            "| largest drop, pp | seconds" + (" | diverged" if diverged else ""),
+            (
+                _result_row(name, list(variants.get(name, {}).values()))
+                + ([f"{len(runs) - len(variants.get(name, {}))} of {len(runs)}"] * bool(diverged))
+                for name, runs in variants_of_all.items()
+            ),
         ),
         f"Accuracy and errors (of {images:,} images) are those of the last epoch. Spread: standard "
         f"deviation of the accuracy over the last {comparison.LAST_EPOCHS} epochs. Largest drop: "
         "of the accuracy from one epoch to the next. Both are means over seeds, in percentage "
-        "points. Seconds: of a whole run.",
+        "points. Seconds: of a whole run, which may have shared its machine with others.",
         "![Validation accuracy over the epochs, for each variant](accuracy.png)",
         "![Validation loss over the epochs, for each variant](loss.png)",
     ]
@@ -128,21 +135,30 @@ def _text(
             f"## Differences to {_code(REFERENCE)}",
             _table("variant | accuracy, pp | 95 % interval | p", rows),
             "Paired by seed: paired t-test (`scipy.stats.ttest_rel`), two-sided, p-values "
-            f"corrected for {len(effects)} comparisons (Holm); each interval is for itself.",
+            f"corrected for {len(effects)} comparisons (Holm); each interval is for itself."
+            + (f" No seed in common with {_code(REFERENCE)}: {missing}." if missing else ""),
             f"![Differences to {REFERENCE} with their intervals](differences.png)",
         ]
     claims = [
         "## The original's claims",
         _table(
             "claim | verdict | measure | closest rival | effect | 95 % interval | p",
-            map(_verdict_row, comparison.judge_claims(variants)),
+            map(_verdict_row, comparison.judge_claims(variants_of_all)),
         ),
         "The rule: a claim is compared with each rival, paired by seed, and the p-values are "
         "corrected for the number of rivals (Holm). It is *supported* if every difference is in "
         f"the claimed direction with p below {comparison.LEVEL}, *contradicted* if one is in the "
-        "opposite direction with such a p, else *undecided*. The effect is the difference to the "
-        "closest rival, positive in the claimed direction. A close call is compared with two "
-        "classes on average, by the mean errors of a seed's runs.",
+        "opposite direction with such a p, else *undecided*; each claim is judged for itself. The "
+        "effect is the difference to the closest rival, positive in the claimed direction. "
+        "Highest, most stable and next are meant among the eight variants. The rivals of a close "
+        "call are all pairs of classes that the original does not name, by the mean errors of a "
+        "seed's runs."
+        + (
+            " A run that diverged counts with the accuracy that it came to, and with a spread and "
+            f"a drop of {comparison.COLLAPSE:.0f} points."
+            if diverged
+            else ""
+        ),
     ]
     parts += [*(claims if original else ()), "## Errors"]
     if pairs := comparison.confusions(records):
@@ -163,19 +179,31 @@ def _text(
     if varied:
         rows = [
             [_code(name), *(_code(next(iter(runs.values()))["config"].get(f)) for f in varied)]
-            for name, runs in variants.items()
+            for name, runs in variants_of_all.items()
         ]
         parts += ["## What was run", _table(" | ".join(["variant", *map(_code, varied)]), rows)]
     parts += [
         "All else is common: " + ", ".join(map(_code, common)) + ".",
-        f"Made on {_code(device['kind'])} ({_code(device['platform'])}) with "
-        + ", ".join(_code(f"{name} {version}") for name, version in packages.items())
-        + (f", by {_code(command)}." if command else "."),
+        "Made on " + "; ".join(_made_on(every)) + (f"; by {_code(command)}." if command else "."),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _made_on(records: Sequence[Record]) -> list[str]:
+    """Every machine and every set of versions that records were made with."""
+    made = [
+        f"{_code(device['kind'])} ({_code(device['platform'])}) with "
+        + ", ".join(_code(f"{name} {version}") for name, version in record["packages"].items())
+        for record in records
+        for device in [record["device"]]
+    ]
+    return list(dict.fromkeys(made))
+
+
 def _result_row(name: str, runs: list[Record]) -> list[str]:
+    if not runs:
+        return [_code(name), *[""] * 8]
+
     def mean(measure: comparison.Measure) -> float:
         return comparison.mean_interval([measure(run) for run in runs]).mean
 

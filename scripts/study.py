@@ -16,9 +16,7 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist import config, report, study
-
-VARIANTS = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
+from jax_mnist import comparison, config, report, study
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds of every variant.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/study", "Folder of the runs and the report.")
@@ -41,7 +39,9 @@ def load(file, overrides):
 
 def main(arguments):
     folder = Path(__file__).parent.parent / "configs"
-    files = [Path(file) for file in arguments] or [folder / f"{name}.py" for name in VARIANTS]
+    files = [Path(file) for file in arguments] or [
+        folder / f"{name}.py" for name in comparison.ORIGINAL
+    ]
     names = [file.stem for file in files]
     if repeated := {name for name in names if names.count(name) > 1}:
         fail(f"two files are named {min(repeated)!r}: a variant is named after its file")

@@ -55,14 +55,22 @@ def test_holm_by_a_worked_example():
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """2,000 studies of 5 seeds, with luck that variants share and luck of their own."""
+    """2,000 studies of histories of 5 seeds, with luck that variants share and their own."""
     rng = np.random.default_rng(0)
     studies, seeds, better = 2000, 5, 0.07
     shared = rng.normal(0, 0.05, (studies, seeds))
     base, other = 99.4 + shared + rng.normal(0, 0.03, (2, studies, seeds))
     other += better
-    means = [comparison.mean_interval(values) for values in base]
-    effects = [comparison.paired_difference(*pair) for pair in zip(other, base, strict=True)]
+    means, effects = [], []
+    for accuracies in zip(base / 100, other / 100, strict=True):
+        variants = comparison.by_variant(
+            of_variants(dict(zip(("bn", "l2"), accuracies, strict=True)))
+        )
+        finals = [comparison.final_accuracy(run) for run in variants["bn"].values()]
+        means.append(comparison.mean_interval(finals))
+        effects += comparison.differences(
+            variants, comparison.final_accuracy, [("l2", "bn")]
+        ).values()
     # Four standard errors of a share of 95 % in 2,000 are 2 %.
     assert np.mean([i.low <= 99.4 <= i.high for i in means]) == pytest.approx(0.95, abs=0.02)
     assert np.mean([d.low <= better <= d.high for d in effects]) == pytest.approx(0.95, abs=0.02)
@@ -117,13 +125,29 @@ def test_differences_pair_the_seeds_that_both_have():
     records = of_variants({"bn": (0.90, 0.92, 0.91), "l2": (0.93, 0.94)})
     (found,) = comparison.differences(
         comparison.by_variant(records), comparison.final_accuracy, [("l2", "bn")]
-    )
+    ).values()
     assert found.mean == pytest.approx(2.5)
     expected = scipy.stats.ttest_rel([93, 94], [90, 92])
     assert found.p == pytest.approx(expected.pvalue)
-    strangers = comparison.by_variant([make_record("a", 0), make_record("b", 1)])
-    with pytest.raises(ValueError, match="no seed in common"):
-        comparison.differences(strangers, comparison.final_accuracy, [("a", "b")])
+    strangers = comparison.by_variant([*records, make_record("a", 7)])
+    found_too = comparison.differences(
+        strangers, comparison.final_accuracy, [("a", "bn"), ("l2", "bn")]
+    )
+    assert found_too == {("l2", "bn"): found}
+
+
+def diverged(name, seed, epochs=1):
+    record = make_record(name, seed, accuracies=(0.9,) * (epochs - 1) + (0.098,))
+    record["metrics"]["train_loss"][-1] = np.nan
+    return record
+
+
+def test_a_run_that_diverged_counts_as_a_collapse_and_is_not_sound():
+    record = diverged("l2", 0)
+    assert comparison.final_accuracy(record) == pytest.approx(9.8)
+    assert comparison.largest_drop(record) == comparison.spread(record) == 90
+    variants = comparison.by_variant([record, make_record("l2", 1), diverged("l1", 0)])
+    assert {name: list(runs) for name, runs in comparison.sound(variants).items()} == {"l2": [1]}
 
 
 def test_the_hardest_images_are_those_with_most_votes():
@@ -184,37 +208,92 @@ def test_a_claim_follows_the_numbers(better, verdict):
     assert claims["GBN alone is next to L2"].effect is None
 
 
+def eight(seeds=range(5), but=(), **finals):
+    """Records of the original's variants, all alike but for luck and what `finals` says."""
+    rng = np.random.default_rng(0)
+    return [
+        make_record(name, seed, accuracies=(0.992, finals.get(name, 0.98) + rng.normal(0, 1e-4)))
+        for name in comparison.ORIGINAL
+        for seed in seeds
+        if name not in but
+    ]
+
+
+def claims_of(records):
+    return {c.claim: c for c in comparison.judge_claims(comparison.by_variant(records))}
+
+
+def test_instability_is_not_judged_by_survivors():
+    claim = "L1 and L2 together are unstable"
+    assert claims_of(eight())[claim].verdict == "undecided"
+    for seeds, verdict in ((range(2), "undecided"), (range(5), "supported")):
+        lost = [diverged("l1_l2", seed, epochs=1 + seed % 2) for seed in seeds]
+        kept = [r for r in eight() if not (r["name"] == "l1_l2" and r["seed"] in seeds)]
+        found = claims_of([*kept, *lost])
+        assert found[claim].effect.mean == pytest.approx(88.8 * len(seeds) / 5, abs=0.1)
+        assert found[claim].verdict == verdict
+        assert all(verdict.effect is not None for verdict in found.values())
+
+
+def test_the_best_of_eight_is_judged_among_all_eight():
+    claim = "L2 has the highest accuracy"
+    assert claims_of(eight(l2=0.985))[claim].verdict == "supported"
+    assert claims_of(eight(l2=0.985, gbn_l1_l2=0.99))[claim].verdict == "contradicted"
+    for missing in set(comparison.ORIGINAL) - {"l2"}:
+        assert claims_of(eight(l2=0.985, but=[missing]))[claim].verdict == "not in this study"
+    strangers = [r for r in eight() if r["name"] != "bn"] + [make_record("bn", 77)]
+    assert claims_of(strangers)[claim].verdict == "not in this study"
+
+
 def test_less_spread_is_more_stable_and_the_closest_rival_is_shown():
     def run(name, seed, last):
         return make_record(name, seed, accuracies=(0.9, 0.98, 0.98 + last, 0.98, 0.98 + last))
 
+    sizes = dict.fromkeys(comparison.ORIGINAL, 8e-3) | {"l2": 1e-3, "gbn": 5e-3}
     records = [
         run(name, seed, size + 1e-4 * seed * number)
         for seed in range(5)
-        for number, (name, size) in enumerate({"l2": 1e-3, "bn": 8e-3, "gbn": 5e-3}.items())
+        for number, (name, size) in enumerate(sizes.items())
     ]
-    claims = {c.claim: c for c in comparison.judge_claims(comparison.by_variant(records))}
-    claim = claims["L2 is the most stable"]
+    claim = claims_of(records)["L2 is the most stable"]
     assert claim.verdict == "supported"
     assert claim.rival == "gbn"
     assert claim.effect.low < claim.effect.mean < claim.effect.high
     assert claim.effect.mean > 0
 
 
-def test_a_close_call_is_confused_more_than_classes_on_average():
-    def run(seed):
-        record = make_record("bn", seed, mistakes=0, examples=2000)
-        predictions = record["predictions"]
-        ones = np.flatnonzero(predictions["label"] == 1)[: 20 + seed]
-        predictions["prediction"][ones] = 7
-        index = np.flatnonzero(predictions["label"] != predictions["prediction"])
-        record["mistakes"] = {
-            "index": index.astype(np.int32), "images": np.zeros((len(index), 28, 28), np.uint8)
-        }  # fmt: skip
-        return record
+def confusing(seed, errors):
+    """A run with so many errors of each kind: `{(true class, named class): count}`."""
+    record = make_record("bn", seed, mistakes=0, examples=2000)
+    predictions = record["predictions"]
+    for (label, named), count in errors.items():
+        right = (predictions["label"] == label) & (predictions["prediction"] == label)
+        predictions["prediction"][np.flatnonzero(right)[:count]] = named
+    index = np.flatnonzero(predictions["label"] != predictions["prediction"])
+    record["mistakes"] = {
+        "index": index.astype(np.int32), "images": np.zeros((len(index), 28, 28), np.uint8)
+    }  # fmt: skip
+    return record
 
-    variants = comparison.by_variant([run(seed) for seed in range(4)])
-    claims = {c.claim: c for c in comparison.judge_claims(variants)}
-    assert claims["1 and 7 are a close call"].verdict == "supported"
-    assert claims["1 and 7 are a close call"].effect.mean == pytest.approx(21.5 * 44 / 45)
-    assert claims["4 and 9 are a close call"].verdict == "contradicted"
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [
+        ({(1, 7): 10, (7, 1): 10, (3, 5): 12}, "supported"),
+        ({(1, 7): 20, (4, 9): 60, (3, 5): 12}, "supported"),  # the other one is no rival
+        ({(1, 7): 20, (3, 5): 40}, "contradicted"),  # of 45 pairs, the second
+        ({(1, 7): 20, (3, 5): 20}, "undecided"),
+        ({}, "undecided"),
+    ],
+)
+def test_a_close_call_has_more_errors_than_any_pair_that_is_not_named(errors, verdict):
+    def run(seed):
+        own = (0, 2, 1, 3)[seed]  # luck
+        return confusing(seed, {k: v + own * (k == (1, 7)) for k, v in errors.items()})
+
+    found = claims_of([run(seed) for seed in range(4)])["1 and 7 are one of the two closest calls"]
+    assert found.verdict == verdict
+    if errors:
+        assert found.rival == "3 and 5"
+        between = sum(n for pair, n in errors.items() if set(pair) == {1, 7})
+        assert found.effect.mean == pytest.approx(between + 1.5 - errors[3, 5])

@@ -52,10 +52,10 @@ def test_the_table_has_the_numbers(written):
         assert row[8] == "38"  # three epochs of 12.5 s
     found = comparison.differences(
         variants, comparison.final_accuracy, [(n, "bn") for n in ("l1", "l2", "gbn")]
-    )
+    )["l2", "bn"]
     row = cells(differences.split("## What was run")[0], "`l2`")
-    assert row[1] == f"{found[1].mean:+.3f}"
-    assert row[2] == f"{found[1].low:+.3f} to {found[1].high:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert row[1] == f"{found.mean:+.3f}"
+    assert row[2] == f"{found.low:+.3f} to {found.high:+.3f}".replace("-", "\N{MINUS SIGN}")
     assert "with 3 seeds of a variant the intervals are wide" in text.lower()
     assert "by `python scripts/study.py --seeds=3`" in text
 
@@ -117,16 +117,40 @@ def test_few_seeds_or_variants_give_what_is_possible(tmp_path, records):
 
 
 def test_diverged_runs_are_named_and_left_out(written, tmp_path):
-    lost = make_record("l2", 7, accuracies=(0.9, 0.1))
-    lost["metrics"]["train_loss"][-1] = float("nan")
-    report.write([*study(), lost], tmp_path, command="python scripts/study.py --seeds=3")
+    def lost(name, seed):
+        record = make_record(name, seed, accuracies=(0.9, 0.1))
+        record["metrics"]["train_loss"][-1] = float("nan")
+        return record
+
+    bad = [lost("l2", 7), lost("worse", 0), lost("worse", 1)]
+    report.write([*study(), *bad], tmp_path, command="python scripts/study.py --seeds=3")
     text = (tmp_path / "report.md").read_text()
-    assert "**Diverged: 1**" in text and "`l2` seed 7 in epoch 2" in text
-    without = [line for line in text.splitlines() if "Diverged" not in line]
-    expected = (written[0] / "report.md").read_text().splitlines()
-    assert [line for line in without if line] == [line for line in expected if line]
+    assert "**Diverged: 3 of 15 runs.**" in text and "`l2` seed 7 in epoch 2" in text
+    results = text.partition("## Differences")[0]
+    expected = (written[0] / "report.md").read_text().partition("## Differences")[0]
+    for name, number in {"bn": "0 of 3", "l2": "1 of 4"}.items():
+        assert cells(results, f"`{name}`") == [*cells(expected, f"`{name}`"), number]
+    assert cells(results, "`worse`") == ["`worse`", *[""] * 8, "2 of 2"]
+    assert "A run that diverged counts with" in text
     with pytest.raises(ValueError, match="every run diverged"):
-        report.write([lost], tmp_path)
+        report.write(bad, tmp_path)
+
+
+def test_variants_without_a_common_seed_leave_a_report_that_says_so(tmp_path):
+    others = [make_record("l2", seed, accuracies=(0.9, 0.97)) for seed in (7, 8)]
+    report.write([*study(names=("bn", "l1")), *others], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "No seed in common with `bn`: `l2`." in text
+    assert cells(text.partition("## Differences")[0], "`l2`")[1] == "97.000"
+
+
+def test_every_machine_and_version_is_named(tmp_path):
+    records = study(seeds=2)
+    records[1]["packages"] = records[1]["packages"] | {"jax": "0.99"}
+    records[2]["device"] = {"platform": "gpu", "kind": "Some GPU", "count": 1}
+    report.write(records, tmp_path)
+    made = (tmp_path / "report.md").read_text().rpartition("Made on")[2]
+    assert made.count("; ") == 2 and "`jax 0.99`" in made and "`Some GPU` (`gpu`)" in made
 
 
 def test_runs_without_mistakes_have_no_pictures_of_them(tmp_path):
