@@ -105,6 +105,18 @@ PER_REPLICA = (
 
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError`, naming the field, unless every value can be trained with."""
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"a config must be a ConfigDict made from config.base(); got a {type(config).__name__}"
+        )
+    known = base()
+    for name in sorted(set(known) ^ set(config)):
+        what = "is missing" if name in known else "is none that there is"
+        raise ConfigError(f"config.{name:.64} {what}: make a config from config.base()")
+    for name in known:
+        kind, value = type(known[name]), config[name]
+        if type(value) is not kind:
+            raise ConfigError(f"config.{name} must be of type {kind.__name__}; got {value!r:.64}")
     for name, (low, high, closed) in _RANGES.items():
         value = config[name]
         if not (low <= value < high or (closed and value == high)):  # so written, NaN fails too

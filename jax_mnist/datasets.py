@@ -124,7 +124,7 @@ def load(
                 if data is None:
                     if cache.exists():
                         logging.warning("%s is damaged and is written anew", cache)
-                    data = _read_or_prepare(name, root, source_dir)
+                    data = _read_or_prepare(name, root, source_dir or None)
                     _write_cache(cache, name, data)
         except DatasetError:
             raise

@@ -69,6 +69,25 @@ def others_present() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def all_agree() -> Iterator[None]:
+    """Of several processes: what the block raises in one, ends it in all; none goes on before.
+
+    Raises:
+      ConfigError: in the others.
+    """
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    some_failed = most_said(int(failed is not None))
+    if failed is not None:
+        raise failed
+    if some_failed:
+        raise ConfigError("another process refused to start, and says why")
+
+
 def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
     """The mesh for a config, or None where one device does everything.
 

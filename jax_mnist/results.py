@@ -16,10 +16,9 @@ import numpy as np
 from jax_mnist import analysis, augment, datasets, history, training
 from jax_mnist.history import Record
 from jax_mnist.model import parameter_count
-from jax_mnist.runs import HISTORY, Run
+from jax_mnist.runs import HISTORY, VARIABLES, Run
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_VARIABLES = "variables.msgpack"
 
 
 def make_record(
@@ -62,7 +61,7 @@ def make_record(
 def save(workdir: Path, record: Record, variables: dict[str, Any]) -> None:
     """Writes the variables, unless the run diverged, and last the record: now it is finished."""
     if record["variables_sha256"]:
-        history.write_atomically(workdir / _VARIABLES, _to_bytes(variables))
+        history.write_atomically(workdir / VARIABLES, _to_bytes(variables))
     history.save(workdir / HISTORY, record)
 
 
@@ -87,7 +86,7 @@ def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:
       HistoryError: nor can the history beside it, which has the file's checksum.
       ValueError: the file is damaged, or another run's.
     """
-    path = Path(workdir) / _VARIABLES
+    path = Path(workdir) / VARIABLES
     data = path.read_bytes()
     checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
     if checksum not in ("", hashlib.sha256(data).hexdigest()):

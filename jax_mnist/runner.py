@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import operator
 import os
 import sys
@@ -41,8 +40,11 @@ from jax_mnist.runs import (
     checkpoint_folder,
     identities,
     is_finished,
+    link_checkpoints,
+    move_aside,
     only_writer,
     replicas,
+    together,
 )
 from jax_mnist.stopping import StoppedError, stop_signals
 
@@ -131,40 +133,38 @@ def train(
       DatasetError: the data cannot be had.
       HistoryError: the folder holds a history that cannot be read.
     """
-    config_lib.check(config)
     workdir = Path(workdir)
     name = workdir.resolve().name
-    check_name(name)
-    if fresh and workdir.exists() and devices.is_first_process():
-        numbers = itertools.count(1)
-        aside = next(p for n in numbers if not (p := Path(f"{workdir}.old-{n}")).exists())
-        workdir.rename(aside)
-        say(f"moved {workdir} to {aside}")
-    devices.most_said(0)  # only now may another process look
-    runs = replicas(name, config, workdir)
-    unfinished = [run for run in runs if not is_finished(run)]
-    devices.most_said(0)  # before any process writes
-    if not unfinished:
+    with devices.all_agree():  # only then may another process look
+        config_lib.check(config)
+        check_name(name)
+        if fresh and devices.is_first_process() and (aside := move_aside(workdir)):
+            say(f"moved {workdir} to {aside}")
+    with devices.all_agree():  # before any process writes
+        runs = replicas(name, config, workdir)
+        groups = together([run for run in runs if not is_finished(run)])
+    if not groups:
         say(f"{workdir} is finished: nothing to do (--fresh starts over)")
         return [history.load(run.workdir / HISTORY) for run in runs]
     say(model.layer_table(make_model(config)))
-    with tqdm(
-        disable=not devices.is_first_process(),
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        delay=0.1,  # not before the first word
-        bar_format="{desc} |{bar}| {rate_fmt}, {remaining} left{postfix}",
-    ) as bar:
+    for group in groups:
+        with tqdm(
+            disable=not devices.is_first_process(),
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            delay=0.1,  # not before the first word
+            bar_format="{desc} |{bar}| {rate_fmt}, {remaining} left{postfix}",
+        ) as bar:
 
-        def show(progress: Progress) -> None:
-            bar.total = progress.total
-            bar.set_description(f"epoch {progress.epoch}/{config.epochs}", refresh=False)
-            bar.set_postfix_str(progress.metrics, refresh=False)
-            bar.update(progress.images)
-            bar.refresh()
+            def show(progress: Progress, bar: tqdm = bar) -> None:
+                bar.total = progress.total
+                bar.set_description(f"epoch {progress.epoch}/{config.epochs}", refresh=False)
+                bar.set_postfix_str(progress.metrics, refresh=False)
+                bar.update(progress.images)
+                bar.refresh()
 
-        train_together(unfinished, show, saving)
+            train_together(group, show, saving)
     return [history.load(run.workdir / HISTORY) for run in runs]
 
 
@@ -180,10 +180,10 @@ def train_together(
     history ends with that epoch, and it leaves no variables. The others go on.
 
     Args:
-      runs: at least one; `can_train_together` holds.
+      runs: at least one; a group from `runs.together`.
       show: called with the progress.
-      saving: of checkpoints, in `checkpoints/` in the run's folder, or in the one that is common
-        to the runs. From the newest one that is intact, training goes on; its result is the same.
+      saving: of checkpoints, in the run's folder, see `runs.checkpoint_folder`. From the newest one
+        that is intact, training goes on; its result is the same.
 
     Returns:
       The records in the history files.
@@ -195,12 +195,28 @@ def train_together(
       DatasetError: the data cannot be had.
     """
     config = runs[0].config
-    mesh = devices.make_mesh(config, len(runs))
+    with contextlib.ExitStack() as stack:
+        with devices.all_agree():  # before anything is computed
+            mesh = devices.make_mesh(config, len(runs))
+            train_data, validation_data, normalization = _load(config)
+            folder = checkpoint_folder(runs)
+            if devices.is_first_process():
+                for run in runs:
+                    stack.enter_context(only_writer(run))
+        received = stack.enter_context(stop_signals())
+        return _train(
+            *(runs, show, mesh, train_data, validation_data, normalization),
+            *(folder, saving, received),
+        )
+
+
+def _load(config: ConfigDict) -> tuple[datasets.Dataset, datasets.Dataset, augment.Normalization]:
+    """Both splits, and what normalises their images."""
     load = functools.partial(
         datasets.load,
         config.dataset,
-        data_dir=config.data_dir or None,
-        source_dir=config.source_dir or None,
+        data_dir=config.data_dir,
+        source_dir=config.source_dir,
     )
     train_data, validation_data = load(config.train_split), load(config.validation_split)
     examples = len(train_data.images)
@@ -216,14 +232,7 @@ def train_together(
         raise datasets.DatasetError(
             f"the pixels of {config.train_split!r} of {config.dataset} are all alike: name others"
         )
-    with contextlib.ExitStack() as stack:
-        for run in runs:
-            if devices.is_first_process():
-                stack.enter_context(only_writer(run))
-        received = stack.enter_context(stop_signals())
-        return _train(
-            runs, show, mesh, train_data, validation_data, normalization, saving, received
-        )
+    return train_data, validation_data, normalization
 
 
 def _train(
@@ -233,6 +242,7 @@ def _train(
     train_data: datasets.Dataset,
     validation_data: datasets.Dataset,
     normalization: augment.Normalization,
+    folder: Path,
     saving: Saving,
     received: list[int],
 ) -> list[Record]:
@@ -252,7 +262,6 @@ def _train(
         [run.config.seed for run in trained],
     )
     keys = jax.random.wrap_key_data(devices.fetch(mesh, jax.random.key_data(state.key)))
-    folder = checkpoint_folder(runs)
     so_far = SoFar([], [], 0.0, [config.epochs] * len(runs), [True] * len(runs))
     digests = []  # of data that may have changed when a run goes on
     if config.dataset not in datasets.NAMES:
@@ -276,6 +285,8 @@ def _train(
 
     def save() -> None:
         plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+        if devices.is_first_process():
+            link_checkpoints(runs, folder)
         progress = {"runs": identities(runs), "data": digests, **so_far._asdict()}
         checkpoints.save(folder, taken, jax.tree.leaves(plain), progress, saving.keep)
 

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,13 @@ from jax_mnist import config as config_lib
 from jax_mnist import history
 from jax_mnist.config import NO_PART, PER_REPLICA, ConfigError
 
-HISTORY, CONFIG = "history.pkl", "config.json"
+CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
+HISTORY = "history.pkl"  # written last: it says that the run is finished
+CHECKPOINTS = "checkpoints"
+_DIGITS = 8  # of the name of several runs' checkpoints
+_TEMPORARY = re.compile(  # what `history.write_atomically` leaves if it is killed
+    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, VARIABLES, HISTORY)))})\.\d+\.tmp"
+)
 
 
 class Run(NamedTuple):
@@ -33,13 +41,49 @@ class Run(NamedTuple):
 
 
 def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
-    """The runs of a config: in `workdir`, or each in `workdir/seed-N` if there are several."""
+    """The runs of a config: in `workdir`, or each in `workdir/seed-N` if there are several.
+
+    Raises:
+      ConfigError: the folder holds one run where several are asked for, or the other way round.
+    """
+    inner, own = _inner_folders(workdir), [f for f in (CONFIG, HISTORY) if (workdir / f).exists()]
+    if own if config.replicas > 1 else inner:
+        found = "a run of one seed" if own else f"runs of several seeds, such as {inner[0].name}"
+        raise ConfigError(
+            f"{workdir} holds {found}, and config.replicas is {config.replicas}: "
+            "name another folder"
+        )
     runs = []
     for seed in range(config.seed, config.seed + config.replicas):
         one = config.copy_and_resolve_references()
         one.update(seed=seed, replicas=1)
         runs.append(Run(name, one, workdir / f"seed-{seed}" if config.replicas > 1 else workdir))
     return runs
+
+
+def _inner_folders(workdir: Path) -> list[Path]:
+    return sorted(
+        {path.parent for name in (CONFIG, HISTORY) for path in workdir.glob(f"seed-*/{name}")}
+    )
+
+
+def move_aside(workdir: Path) -> Path | None:
+    """Renames a folder of a run, or of replicas, and returns its new name; None if it is empty.
+
+    Raises:
+      ConfigError: it holds something else, or another process trains there.
+    """
+    inner = _inner_folders(workdir)
+    if not (inner or (workdir / CONFIG).exists() or (workdir / HISTORY).exists()):
+        if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+            return None
+        raise ConfigError(f"{workdir} holds no run, so it is not moved: name another folder")
+    with contextlib.ExitStack() as stack:
+        for folder in (workdir, *inner):
+            stack.enter_context(_locked(folder))
+        names = (Path(f"{workdir}.old-{number}") for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        return workdir.rename(aside)
 
 
 def check_name(name: str) -> None:
@@ -64,17 +108,23 @@ def is_finished(run: Run) -> bool:
     else:
         try:
             found = json.loads(begun.read_bytes()) if begun.exists() else wanted
-        except ValueError:
+            if not isinstance(found, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
             raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
     found = config_lib.base().to_dict() | found  # a field that is newer than the run
-    differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
-    if differing.difference(NO_PART):
-        differences = ", ".join(
-            f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here"
-            for key in sorted(differing.difference(NO_PART))
-        )
+    differences = ", ".join(
+        f"{key} is {found.get(key)!r:.64} there, {wanted.get(key)!r:.64} here"
+        for key in sorted(found.keys() | wanted.keys())
+        if key not in NO_PART and not _equal(found.get(key), wanted.get(key))
+    )
+    if differences:
         raise ConfigError(f"{run.workdir} holds another run ({differences}): name another folder")
     return finished.exists()
+
+
+def _equal(found: Any, wanted: Any) -> bool:
+    return type(found) is type(wanted) and bool(found == wanted)  # found may be an array
 
 
 def can_train_together(runs: Sequence[Run]) -> bool:
@@ -94,16 +144,26 @@ def only_writer(run: Run) -> Iterator[None]:
     The system frees it however the process ends.
     """
     run.workdir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run.workdir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in run.workdir.glob(".*.tmp"):  # of a process that was killed
-            leftover.unlink()
+    with _locked(run.workdir):
+        for path in run.workdir.iterdir():
+            if _TEMPORARY.fullmatch(path.name):  # of a process that was killed
+                path.unlink()
         config = json.dumps(run.config.to_dict(), indent=1)
         history.write_atomically(run.workdir / CONFIG, config.encode())
         yield
-    except BlockingIOError:
-        raise ConfigError(f"{run.workdir} is in use: another process trains there") from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), folder.stat()):
+                raise BlockingIOError  # it was moved aside, and made anew, meanwhile
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use: another process trains there") from None
+        yield
     finally:
         os.close(descriptor)
 
@@ -114,9 +174,60 @@ def identities(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"name": r.name, "config": c} for r, c in zip(runs, configs, strict=True)]
 
 
+def together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by who trains together: in one program, and from one checkpoint, or none, on."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if can_train_together([group[0], run]) and _begun(group[0]) == _begun(run):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return groups
+
+
 def checkpoint_folder(runs: Sequence[Run]) -> Path:
-    """Of runs that train together: in their folder, or in the one that is common to them."""
-    shared = {k: v for k, v in runs[0].config.items() if k not in (*PER_REPLICA, *NO_PART)}
-    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+    """The folder of the checkpoints of runs that train together, see `together`.
+
+    Of one run it is in its own folder. Of several it is in the folder that is common to them, and
+    each has a link to it, since who of them is unfinished may change.
+    """
+    if (begun := _begun(runs[0])) is not None:
+        return begun
+    if len(runs) == 1:
+        return runs[0].workdir / CHECKPOINTS
+    digest = hashlib.sha256(json.dumps(identities(runs), sort_keys=True).encode()).hexdigest()
     common = os.path.commonpath([run.workdir.absolute() for run in runs])
-    return Path(common) / "checkpoints" / digest[:8]
+    return Path(common) / CHECKPOINTS / digest[:_DIGITS]
+
+
+def link_checkpoints(runs: Sequence[Run], folder: Path) -> None:
+    """Makes the folder that `checkpoint_folder` named, and the links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        own = run.workdir / CHECKPOINTS
+        if own != folder and _begun(run) is None:
+            own.unlink(missing_ok=True)
+            own.symlink_to(os.path.relpath(folder, run.workdir))
+
+
+def _begun(run: Run) -> Path | None:
+    """Where the run has checkpoints, or had them when it was killed.
+
+    Raises:
+      ConfigError: that is a link to elsewhere: whoever made the folder may not choose what is read,
+        and replaced, there.
+    """
+    own = run.workdir / CHECKPOINTS
+    if not own.is_symlink():
+        return own if own.is_dir() else None
+    folder = own.resolve()
+    home = folder.parent.parent
+    if (
+        folder.parent.name != CHECKPOINTS
+        or len(folder.name) != _DIGITS
+        or home not in run.workdir.resolve().parents
+    ):
+        raise ConfigError(f"{own} leads out of the runs' folder: remove it, or name another folder")
+    return folder if folder.is_dir() else None

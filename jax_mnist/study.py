@@ -22,7 +22,7 @@ from jax_mnist import datasets, history, runner
 from jax_mnist.config import ConfigError
 from jax_mnist.history import Record
 from jax_mnist.runner import Progress
-from jax_mnist.runs import HISTORY, Run, can_train_together, check_name, is_finished
+from jax_mnist.runs import HISTORY, Run, check_name, is_finished, together
 from jax_mnist.stopping import StoppedError, stop_signals
 
 
@@ -35,10 +35,12 @@ def paired_runs(
       ConfigError: a value cannot be trained with, or a name is no name for a folder.
     """
     runs = []
-    for seed, (name, config) in itertools.product(range(seeds), variants.items()):
+    for name, config in variants.items():
         check_name(name)
+        config_lib.check(config)
         if config.replicas != 1:
             raise ConfigError("config.replicas must be 1 here: the number of seeds takes its place")
+    for seed, (name, config) in itertools.product(range(seeds), variants.items()):
         one = config.copy_and_resolve_references()
         one.seed = config.seed + seed
         config_lib.check(one)
@@ -124,9 +126,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
             for _ in _on_every_core(unfinished, show):
                 show_finished(1)
         else:
-            while unfinished:
-                group = [r for r in unfinished if can_train_together([unfinished[0], r])]
-                unfinished = [run for run in unfinished if run not in group]
+            for group in together(unfinished):
                 runner.train_together(group, functools.partial(show, group))
                 show_finished(len(group))
     return [history.load(run.workdir / HISTORY) for run in runs]
@@ -137,7 +137,7 @@ def _on_every_core(
 ) -> Iterator[None]:
     """Trains the runs, one to a core at a time, and yields as each is finished."""
     wanted = [
-        (run.config.dataset, split, run.config.data_dir or None, run.config.source_dir or None)
+        (run.config.dataset, split, run.config.data_dir, run.config.source_dir)
         for run in runs
         for split in (run.config.train_split, run.config.validation_split)
     ]

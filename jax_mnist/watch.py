@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jax_mnist import history
-from jax_mnist.runs import Run
+from jax_mnist.runs import METRICS, Run
 
-METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.jax_mnist"
+EVENTS = "events.out.tfevents.jax_mnist"
 
 # As history.METRICS; what stands before the stroke is a section of TensorBoard's page.
 _TAGS = {

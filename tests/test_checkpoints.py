@@ -124,7 +124,7 @@ def finish(workdir):
 
 
 def wait_for(workdir, process, pattern):
-    while process.poll() is None and not any(workdir.glob(f"checkpoints/*/{pattern}")):
+    while process.poll() is None and not any(workdir.glob(f"checkpoints/{pattern}")):
         time.sleep(0.001)
 
 

@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
+from jax_mnist import runner, study
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
@@ -62,6 +64,34 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
         config_lib.check(config)
     assert "\n" not in str(error.value)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"epochs": 1}, "must be a ConfigDict"),
+        (None, "must be a ConfigDict"),
+        (ConfigDict({"epochs": 1}), "config.batch_size is missing"),
+        (ConfigDict(config_lib.base().to_dict() | {"epocs": 1}), "config.epocs is none"),
+        (
+            ConfigDict(config_lib.base().to_dict() | {"seed": "x"}),
+            "config.seed must be of type int",
+        ),
+        (ConfigDict(config_lib.base().to_dict() | {"l2": None}), "config.l2 must be of type float"),
+        (ConfigDict(config_lib.base().to_dict() | {"mesh": ["x"]}), "config.mesh must be of type"),
+        (ConfigDict(config_lib.base().to_dict() | {"nesterov": 1}), "config.nesterov must be of"),
+    ],
+)
+def test_a_config_that_is_not_made_from_the_base_is_refused(config, message, tmp_path):
+    for use in (
+        config_lib.check,
+        lambda c: runner.train(c, tmp_path / "run"),
+        lambda c: study.paired_runs({"x": c}, 2, tmp_path),
+    ):
+        with pytest.raises(config_lib.ConfigError, match=message) as error:
+            use(config)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_misspelt_data_set_gets_a_proposal(tmp_path):

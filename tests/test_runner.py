@@ -1,5 +1,6 @@
 """The host loop on a little of the real MNIST."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -98,6 +99,149 @@ def test_starting_afresh_moves_the_old_run_aside(tmp_path, capsys):
     assert seeds == {"small.old-1": 0, "small.old-2": 1, "small": 2}
 
 
+def test_only_a_run_is_moved_aside(tmp_path):
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter").write_text("")
+    with pytest.raises(config_lib.ConfigError, match="thesis holds no run, so it is not moved"):
+        runner.train(small_config(), other, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+    assert runs.move_aside(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("busy", ["", "seed-1"])
+def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path, busy):
+    workdir = tmp_path / "small"
+    for run in runs.replicas("small", small_config(replicas=2 if busy else 1), workdir):
+        with runs.only_writer(run):
+            pass
+    with (
+        runs.only_writer(runs.Run("small", small_config(), workdir / busy)),
+        pytest.raises(config_lib.ConfigError, match="is in use: another process trains there"),
+    ):
+        runs.move_aside(workdir)
+    assert workdir.exists()
+    assert runs.move_aside(workdir) == tmp_path / "small.old-1"
+
+
+def test_a_folder_moved_aside_while_it_was_taken_is_not_written_in(tmp_path, monkeypatch):
+    run = runs.Run("small", small_config(), tmp_path / "small")
+    flock = fcntl.flock
+
+    def move_then_lock(*arguments):
+        run.workdir.rename(tmp_path / "aside")
+        run.workdir.mkdir()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", move_then_lock)
+    with pytest.raises(config_lib.ConfigError, match="in use"), runs.only_writer(run):
+        pass
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_one_seed_and_several_do_not_share_a_folder(tmp_path):
+    def begin(replicas, workdir):
+        for run in runs.replicas("small", small_config(replicas=replicas), workdir):
+            with runs.only_writer(run):
+                pass
+
+    for first, second, found in ((1, 2, "a run of one seed"), (2, 1, "runs of several seeds")):
+        begin(first, tmp_path / str(first))
+        with pytest.raises(config_lib.ConfigError, match=f"{first} holds {found}"):
+            runner.train(small_config(replicas=second), tmp_path / str(first))
+    begin(3, tmp_path / "2")
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path):
+    for name in (".history.pkl.12.tmp", ".history.pkl.x.tmp", ".own.12.tmp", "history.pkl.1.tmp"):
+        (tmp_path / name).write_text("")
+    with runs.only_writer(runs.Run("small", small_config(), tmp_path)):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".history.pkl.x.tmp", ".own.12.tmp", "history.pkl.1.tmp", "config.json"}
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"x"', "{", "[" * 100_000])
+def test_a_damaged_config_file_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(config_lib.ConfigError, match=r"config\.json is damaged: remove it"):
+        runner.train(small_config(), tmp_path)
+
+
+def test_a_strange_value_in_a_folder_is_a_difference_like_any(tmp_path):
+    known = small_config().to_dict() | {"seed": [0], "l2": {"x": 1}, "norm": "x" * 1000}
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    with pytest.raises(config_lib.ConfigError, match=r"seed is \[0\] there, 0 here") as error:
+        runner.train(small_config(), tmp_path)
+    assert len(str(error.value)) < 400
+
+
+class Cut(BaseException):
+    """As if the process had been killed."""
+
+
+def cut_after_an_epoch(progress):
+    if progress.epoch == 2:
+        raise Cut
+
+
+def test_more_seeds_of_runs_that_were_cut_off(run, tmp_path, capsys):
+    workdir = tmp_path / "small"
+    with pytest.raises(Cut):
+        runner.train_together(
+            runs.replicas("small", small_config(replicas=2), workdir), cut_after_an_epoch
+        )
+    records = runner.train(small_config(replicas=3), workdir)
+    assert capsys.readouterr().err.count("going on after epoch 1, ") == 1
+    alone = [run[1], *(runner.train(small_config(seed=s), tmp_path / f"{s}")[0] for s in (1, 2))]
+    for record, expected in zip(records, alone, strict=True):
+        expected = expected | {"name": "small"}
+        jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(expected))
+
+
+def test_runs_cut_off_between_their_last_writes_find_their_checkpoint(tmp_path, capsys):
+    folders = ("a/seed-0", "a/seed-1", "b/seed-0")
+    group = [
+        runs.Run("ab"[n // 2], small_config(seed=n % 2, epochs=1, l2=0.1 * (n // 2)), tmp_path / f)
+        for n, f in enumerate(folders)
+    ]
+    expected = runner.train_together(group, lambda progress: None)
+    for run in group[:2]:  # now they have another folder in common
+        (run.workdir / "history.pkl").unlink()
+    (again,) = runs.together(group[:2])
+    records = runner.train_together(again, lambda progress: None)
+    assert "going on after epoch 1, step 0" in capsys.readouterr().err
+    for pair in zip(records, expected[:2], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, *pair)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    run = runs.Run("a", group[0].config, moved / "a" / "seed-0")
+    assert runs.checkpoint_folder([run]).parent.parent == moved
+
+
+def test_who_train_together_have_begun_together(tmp_path):
+    def new(seed, **fields):
+        return runs.Run("x", small_config(seed=seed, **fields), tmp_path / f"{seed}")
+
+    first, second, third, averaged = new(0), new(1), new(2), new(3, ema=0.0)
+    assert runs.together([first, second, averaged, third]) == [[first, second, third], [averaged]]
+    folders = {runs.checkpoint_folder(g) for g in ([first, second], [first, third], [first])}
+    assert len(folders) == 3
+    for run in (first, third):
+        run.workdir.mkdir()
+    runs.link_checkpoints([first, third], runs.checkpoint_folder([first, third]))
+    assert runs.together([first, second, third]) == [[first, third], [second]]
+
+
+@pytest.mark.parametrize("target", ["/", "../../elsewhere", "../elsewhere/01234567", "loop"])
+def test_checkpoints_that_lead_elsewhere_are_refused(tmp_path, target):
+    run = runs.Run("x", small_config(), tmp_path / "run")
+    run.workdir.mkdir()
+    (run.workdir / "loop").mkdir()
+    (run.workdir / "checkpoints").symlink_to(target)
+    with pytest.raises(config_lib.ConfigError, match="leads out of the runs' folder"):
+        runner.train(run.config, run.workdir)
+    assert {path.name for path in run.workdir.iterdir()} == {"loop", "checkpoints"}
+
+
 def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     configs = {"good": small_config(), "bad": small_config(l2=1e30)}
     both = [runs.Run(name, config, tmp_path / name) for name, config in configs.items()]
@@ -111,6 +255,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     assert line.startswith("bad, seed 0: the loss was not finite at epoch 1, step ")
     assert "learning rate (0.2)" in line and "L2 1e+30" in line
     assert sorted(p.name for p in (tmp_path / "bad").iterdir()) == [
+        "checkpoints",  # of both
         "config.json",
         "history.pkl",
         "metrics.jsonl",
