@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jax_mnist import config as config_lib
-from jax_mnist import datasets, history, runner
+from jax_mnist import datasets, devices, history, runner
 from jax_mnist.config import ConfigError
 from jax_mnist.history import Record
 from jax_mnist.runner import Progress
@@ -100,6 +101,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       ConfigError: a folder holds a run of another config; nothing was trained.
       DatasetError: the data cannot be had.
       HistoryError: a history cannot be read.
+      LostProcessError: a process that trained was killed; the others saved checkpoints.
       StoppedError: by SIGINT or SIGTERM, after checkpoints were saved.
     """
     unfinished = [run for run in runs if not is_finished(run)]
@@ -165,6 +167,16 @@ def _on_every_core(
                     for future in done:
                         future.result()
                         yield
+            except BrokenProcessPool:
+                stop.set()
+                deadline = time.monotonic() + _SECONDS_TO_SAVE
+                for process in multiprocessing.active_children():
+                    process.join(max(0.0, deadline - time.monotonic()))
+                    process.kill()
+                raise devices.LostProcessError(
+                    "a process that trained was killed, perhaps for want of memory; the same "
+                    "command goes on from the last checkpoints"
+                ) from None
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
                 stop.set()  # who trains still, saves a checkpoint

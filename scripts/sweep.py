@@ -3,8 +3,8 @@
 python scripts/sweep.py --config configs/l2.py --vary l2=1e-5,1e-4,1e-3 --replicas 4
 python scripts/sweep.py --config configs/gbn.py --vary ghost_batch_size=16,32 --vary l2=0,1e-4
 
-A sweep is for choosing, so the test images stay out of it: unless --config.train_split and
---config.validation_split say otherwise, it trains on train[:-10000] and ranks by train[-10000:].
+A sweep is for choosing, so the test images stay out of it: it trains on train[:-10000] and ranks
+by train[-10000:], unless --config.train_split and --config.validation_split, both, say otherwise.
 A sweep that was stopped goes on with the runs that are not finished.
 """
 
@@ -15,6 +15,9 @@ from command_line import fail, run
 from ml_collections import config_flags
 
 from jax_mnist import analysis, comparison, study
+from jax_mnist import config as config_lib
+
+SPLITS = ("train_split", "validation_split")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -31,13 +34,21 @@ def main(arguments):
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = _WORKDIR.value or f"runs/sweep_{name}"
     config, overrides = _CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
-    if not {"train_split", "validation_split"} & set(overrides):
+    config_lib.check(config)
+    chosen = [field for field in SPLITS if field in overrides]
+    if len(chosen) == 1:
+        fail(
+            f"--config.{chosen[0]} alone is not enough: give --config.{{{','.join(SPLITS)}}}, both"
+        )
+    if not chosen:
         config.update(train_split="train[:-10000]", validation_split="train[-10000:]")
     vary = {}
     for text in _VARY.value:
         field, equals, values = text.partition("=")
         if not equals or field in vary:
             fail(f"--vary takes FIELD=VALUE,VALUE,... and each field once; got {text!r}")
+        if field in ("dataset", "validation_split", "data_dir", "source_dir"):
+            fail(f"--vary {field}: a sweep ranks by the same images, so that they cannot vary")
         vary[field] = values.split(",")
     variants = study.grid(config, vary)
     records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))

@@ -1,5 +1,6 @@
 """The two scripts, as a user runs them, on a sixth of the real MNIST."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -104,6 +105,27 @@ def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path):
     assert (tmp_path / "runs" / "study" / "report.md").exists()
 
 
+def test_a_study_that_loses_a_process_says_so_and_goes_on(tmp_path):
+    command = [
+        sys.executable, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", "--seeds=2",
+        "--config.epochs=3", "--config.train_split=train[:6400]",
+        "--config.validation_split=test[:100]",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.rglob("sha256.json")):
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "a process that trained was killed" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stderr
+
+
 def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
     swept = script(
         "sweep.py", "--config", ROOT / "configs" / "l2.py", "--vary", "l2=1e-4,10", "--replicas=2",
@@ -128,6 +150,15 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
         ("sweep.py", ["--config", ROOT / "configs" / "bn.py"], "vary"),
         ("sweep.py", ["--config", ROOT / "configs" / "bn.py", "--vary", "l2"], "FIELD=VALUE"),
         ("sweep.py", ["--config", ROOT / "configs" / "bn.py", "--vary", "l3=1"], "no field 'l3'"),
+        *(
+            ("sweep.py", ["--config", ROOT / "configs" / "bn.py", *arguments], message)
+            for arguments, message in (
+                (["--vary=l2=0", "--config.train_split=train"], "train_split alone is not enough"),
+                (["--vary=l2=0", "--config.validation_split=test"], "split alone is not enough"),
+                (["--vary=validation_split=test,train"], "ranks by the same images"),
+                (["--vary=dataset=mnist,kmnist"], "ranks by the same images"),
+            )
+        ),
     ],
 )
 def test_a_bad_study_or_sweep_ends_in_one_line(name, arguments, message, tmp_path):
