@@ -195,14 +195,14 @@ def train_together(
       DatasetError: the data cannot be had.
     """
     config = runs[0].config
+    with devices.all_agree():  # before anything is written
+        mesh = devices.make_mesh(config, len(runs))
+        train_data, validation_data, normalization = _load(config)
+        folder = checkpoint_folder(runs)
     with contextlib.ExitStack() as stack:
-        with devices.all_agree():  # before anything is computed
-            mesh = devices.make_mesh(config, len(runs))
-            train_data, validation_data, normalization = _load(config)
-            folder = checkpoint_folder(runs)
-            if devices.is_first_process():
-                for run in runs:
-                    stack.enter_context(only_writer(run))
+        with devices.all_agree():
+            for run in runs if devices.is_first_process() else ():
+                stack.enter_context(only_writer(run))
         received = stack.enter_context(stop_signals())
         return _train(
             *(runs, show, mesh, train_data, validation_data, normalization),

@@ -308,6 +308,7 @@ def main():
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or not 1 <= arguments.steps <= 60_000 // BATCH:
         parser.error(f"--rounds must be at least 1, --steps from 1 to {60_000 // BATCH}")

@@ -16,8 +16,12 @@ from jax_mnist.stopping import StoppedError
 
 
 def fail(error):
-    message = error.args[0] if isinstance(error, KeyError) else error
-    leave(" ".join(str(message).split()), 2)
+    message = str(error.args[0] if isinstance(error, KeyError) else error)
+    what, traceback, calls = message.partition("Traceback (most recent call last):")
+    if traceback:  # what ml_collections says of a config file
+        message = f"{what} {calls.strip().splitlines()[-1]}"
+    printable = "".join(c if c.isprintable() else " " for c in message)
+    leave(" ".join(printable.split()), 2)
 
 
 def leave(message, code):

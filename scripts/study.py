@@ -24,7 +24,7 @@ try:
     config_flags.DEFINE_config_dict(
         "config", config.base(), "--config.field=value sets a field in every variant."
     )
-except AttributeError as error:  # a field that there is not, on the command line
+except Exception as error:  # what is no field, on the command line
     fail(error)
 
 

@@ -34,6 +34,8 @@ def test_every_contestant_is_measured_or_named_as_missing():
 
 
 def test_bad_arguments_end_in_one_line():
-    result = benchmark("--rounds=0")
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].endswith("--steps from 1 to 468")
+    for argument in ("--rounds=0", "--rounds=x", "--no_such"):
+        result = benchmark(argument)
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith("benchmark.py: ")

@@ -113,7 +113,7 @@ def test_a_batch_spread_over_devices_gives_the_same_run(alone, tmp_path, norm, m
 ROOT = Path(__file__).parent.parent
 
 
-def start(workdir, mesh, *options):
+def start(workdir, mesh, *options, of_second=()):
     """Two processes of four devices each on this host, which train together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -130,7 +130,7 @@ def start(workdir, mesh, *options):
     }  # fmt: skip
     return [
         subprocess.Popen(
-            [*command, f"--process_id={i}"],
+            [*command, f"--process_id={i}", *(of_second if i else ())],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)
@@ -180,6 +180,16 @@ def test_what_two_processes_began_goes_on_in_one(alone, tmp_path, capsys):
     records = runner.train(config(replicas=3, mesh="data=4"), workdir)
     assert "going on after epoch 1" in capsys.readouterr().err
     assert_agree(records, alone["ghost"], rtol=2e-3, atol=2e-3)
+
+
+def test_what_one_process_refuses_ends_both_at_once(tmp_path):
+    workdir = tmp_path / "ghost"
+    processes = start(workdir, "replica=8", of_second=["--config.data_dir=/dev/null"])
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert errors[0] == "train.py: another process refused to start, and says why\n"
+    assert len(errors[1].splitlines()) == 1 and "/dev/null" in errors[1]
+    assert not workdir.exists()
 
 
 def test_two_processes_stop_at_the_same_step(tmp_path):

@@ -1,7 +1,9 @@
 """Configs and command lines by chance: each trains, or is refused in one line."""
 
+import collections
 import json
 import operator
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,18 +95,22 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
 
 
 # Runs the script once for each of the command lines on standard input, in a process of its own,
-# without importing everything again.
+# without importing everything again. Where training would begin, with the data loaded and the
+# folder taken, it ends.
 MANY = """
 import json, os, runpy, sys, tempfile
-from jax_mnist import analysis, runner
+from jax_mnist import comparison, config, plots, report, runner, study, trained
 script = sys.argv[1]
 sys.path.insert(0, os.path.dirname(script))
+def begin(*arguments):
+    raise config.ConfigError("training would begin")
+runner._train = study._on_every_core = begin
 for line in sys.stdin:
-    with tempfile.TemporaryFile() as out:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = os.fork()
         if not child:
             os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
+            os.dup2(errors.fileno(), 2)
             sys.argv = [script, *json.loads(line)]
             try:
                 runpy.run_path(script, run_name="__main__")
@@ -116,42 +123,92 @@ for line in sys.stdin:
                 sys.stderr.flush()
             os._exit(1)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out.seek(0)
-        print(json.dumps([code, out.read().decode()]), flush=True)
+        errors.seek(0)
+        print(json.dumps([code, errors.read().decode()]), flush=True)
 """
 
-FLAGS = (
-    *("--config", "--workdir", "--fresh", "--checkpoint_every", "--checkpoints_kept", "--", ""),
-    *(f"--config.{field}" for field in config.base()),
-    *("--config.", "--config.epochs.x", "--config.l2.", "--no_such_flag", "--config.no_such_field"),
+CONFIG = ["--config", str(ROOT / "configs" / "gbn.py")]
+FIELDS = [f"--config.{field}" for field in config.base()]
+# Of each script, what makes a good command line, and the flags that are drawn from.
+SCRIPTS = {
+    "train.py": (
+        CONFIG,
+        [
+            "--config",
+            "--workdir",
+            "--fresh",
+            "--checkpoint_every",
+            "--checkpoints_kept",
+            "--coordinator_address",
+            "--num_processes",
+            "--process_id",
+            *FIELDS,
+        ],
+    ),
+    "study.py": ([], ["--seeds", "--workdir", *FIELDS]),
+    "sweep.py": (
+        [*CONFIG, "--vary=l2=0"],
+        [
+            "--config",
+            "--vary",
+            "--vary=l2",
+            "--vary=norm",
+            "--vary=seed",
+            "--replicas",
+            "--workdir",
+            *FIELDS,
+        ],
+    ),
+    "plot.py": ([], ["--out"]),
+    "predict.py": ([], ["--json"]),
+    "export.py": ([], ["--out"]),
+}
+NO_FLAGS = ["--config.", "--config.epochs.x", "--config.l2.", "--no_such_flag", "--config.no", "--"]
+WORDS = ["", "nan", "-inf", "1e999", "-1", "0", "2", "0.5", "True", "()", "None", "/", "."]
+# Without NUL, which ends an argument, and without a stroke: a path outside the test's folder could
+# be written to.
+VALUES = st.sampled_from(WORDS) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="/\x00"), max_size=9
 )
-WORDS = st.sampled_from(["", "nan", "-inf", "1e999", "-1", "0", "True", "()", "None", "/", "\x00"])
-VALUES = WORDS | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
-ARGUMENTS = st.lists(
-    st.builds("{}={}".format, st.sampled_from(FLAGS), VALUES) | st.sampled_from(FLAGS) | VALUES,
-    max_size=3,
-)
+# A folder that can be had would be filled with the data, which takes its time.
+FOLDERS = st.sampled_from(["", "/dev/null", "/proc/none"])
 
 
-def test_a_generated_command_line_is_refused_in_one_line(thorough, tmp_path):
-    command = [sys.executable, "-c", MANY, ROOT / "scripts" / "train.py"]
-    good = ["--config", str(ROOT / "configs" / "gbn.py")]
+def with_value(flag):
+    values = FOLDERS if flag.endswith(("data_dir", "source_dir")) else VALUES
+    return st.builds(f"{flag}={{}}".format, values)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_generated_command_line_is_refused_in_one_line_or_trains(name, thorough, tmp_path):
+    good, own_flags = SCRIPTS[name]
+    some_flag = st.sampled_from([*own_flags, *NO_FLAGS])
+    # By itself a flag takes the next word, which is no such folder.
+    alone = some_flag.filter(lambda flag: not flag.endswith(("data_dir", "source_dir")))
+    arguments = st.lists(some_flag.flatmap(with_value) | alone | VALUES, max_size=3)
+    command = [sys.executable, "-c", MANY, ROOT / "scripts" / name]
+    ends = collections.Counter()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
 
-        @settings(max_examples=500 if thorough else 50, deadline=None, database=None)
-        @given(ARGUMENTS)
+        @settings(max_examples=500 if thorough else 25, deadline=None, database=None)
+        @given(arguments)
         def check(arguments):
-            line = [*good, "--config.learning_rate=nan", *arguments, "--config.l1=-1"]
-            process.stdin.write(json.dumps(line) + "\n")
+            process.stdin.write(json.dumps([*good, *arguments]) + "\n")
             process.stdin.flush()
             code, said = json.loads(process.stdout.readline())
             if {"--help", "-h", "-?"} & set(arguments):
                 return
             assert code == 2, said
-            assert len(said.splitlines()) == 1, said
-            assert said.startswith("train.py: ")
-            assert not list(tmp_path.iterdir())
+            lines = [line for line in said.split("\n") if line and "\r" not in line]  # no bar
+            assert len(lines) == 1 and lines[0].isprintable(), said
+            assert "Traceback" not in said
+            assert lines[0].startswith(f"{name}: ") and 10 < len(lines[0]) < 1000
+            ends[lines[0].endswith("training would begin")] += 1
+            for path in tmp_path.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
         check()
+    assert ends[False]
+    assert bool(ends[True]) == (name in ("train.py", "study.py", "sweep.py"))
