@@ -10,6 +10,7 @@ from scipy import ndimage
 SIDE, BOX, CENTRE = 28, 20, 14
 _MOST = 1000  # pixels along a side that are looked at; more only take time
 _LEAST_CONTRAST = 0.1  # between ink and paper, of black and white
+_DITHER = 0.01  # of the shorter side: how far black and white alone are smoothed into grey
 _SPECK = 0.05  # of the largest connected part of the ink: what is smaller is dirt
 
 
@@ -60,6 +61,9 @@ def _grey(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bits
         levels = np.asarray(picture, np.float64)
         return levels / max(levels.max(), 65535 if picture.mode.startswith("I") else 1)
+    if picture.mode == "1":  # grey as dots, perhaps
+        levels = np.asarray(picture, np.float64)
+        return np.asarray(ndimage.gaussian_filter(levels, _DITHER * min(levels.shape)))
     layers = np.asarray(picture.convert("LA"), np.float64) / 255
     grey, alpha = layers[..., 0], layers[..., 1]
     opaque = grey[alpha > 0.5]

@@ -56,7 +56,7 @@ def test_place_size_and_the_colours_of_ink_and_paper_do_not_matter():
         assert np.abs(digits.centre(variant) - expected).mean() < 6
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "dithered", "I;16", "LA", "CMYK"])
 def test_every_kind_of_picture_is_read(tmp_path, mode):
     image = datasets.load("mnist", "test[:1]").images[0, :, :, 0]
     picture = Image.fromarray((255 * np.clip(canvas(image), 0, 1)).astype(np.uint8))
@@ -66,6 +66,8 @@ def test_every_kind_of_picture_is_read(tmp_path, mode):
     elif mode in ("LA", "RGBA"):  # light ink on nothing
         made = Image.new(mode, picture.size, 255 if mode == "LA" else (255, 255, 255))
         made.putalpha(picture)
+    elif mode == "dithered":
+        made = picture.convert("1")
     else:
         made = picture.convert(mode, dither=Image.Dither.NONE)  # "1" as scanners cut it
     made.save(tmp_path / f"digit.{suffix}")
