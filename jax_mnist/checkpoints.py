@@ -16,8 +16,7 @@ from absl import logging
 from jax.typing import ArrayLike
 
 from jax_mnist import devices, history
-
-_CHECKSUMS = "sha256.json"
+from jax_mnist.runs import CHECKSUMS
 
 
 def save(folder: Path, step: int, arrays: Sequence[ArrayLike], progress: Any, keep: int) -> None:
@@ -57,7 +56,7 @@ def save(folder: Path, step: int, arrays: Sequence[ArrayLike], progress: Any, ke
         logging.set_verbosity(verbosity)
     if devices.is_first_process():
         sums = json.dumps(_checksums(folder / str(step)))
-        history.write_atomically(folder / str(step) / _CHECKSUMS, sums.encode())
+        history.write_atomically(folder / str(step) / CHECKSUMS, sums.encode())
 
 
 def restore(folder: Path) -> tuple[int, list[np.ndarray], Any] | None:
@@ -101,12 +100,12 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _CHECKSUMS
+        if path.is_file() and path.name != CHECKSUMS
     }
 
 
 def _is_intact(folder: Path) -> bool:
     try:
-        return json.loads((folder / _CHECKSUMS).read_bytes()) == _checksums(folder)
+        return json.loads((folder / CHECKSUMS).read_bytes()) == _checksums(folder)
     except (FileNotFoundError, ValueError):  # what cannot be read just now may be sound
         return False

@@ -36,6 +36,7 @@ from jax_mnist.recipe import make_model, make_recipe
 from jax_mnist.runs import (
     HISTORY,
     Run,
+    begun_in,
     check_name,
     checkpoint_folder,
     identities,
@@ -182,8 +183,8 @@ def train_together(
     Args:
       runs: at least one; a group from `runs.together`.
       show: called with the progress.
-      saving: of checkpoints, in the run's folder, see `runs.checkpoint_folder`. From the newest one
-        that is intact, training goes on; its result is the same.
+      saving: of checkpoints, see `runs.checkpoint_folder`. From the newest one that is intact,
+        training goes on; its result is the same.
 
     Returns:
       The records in the history files.
@@ -198,7 +199,7 @@ def train_together(
     with devices.all_agree():  # before anything is written
         mesh = devices.make_mesh(config, len(runs))
         train_data, validation_data, normalization = _load(config)
-        folder = checkpoint_folder(runs)
+        begun = begun_in(runs[0])
     with contextlib.ExitStack() as stack:
         with devices.all_agree():
             for run in runs if devices.is_first_process() else ():
@@ -206,7 +207,7 @@ def train_together(
         received = stack.enter_context(stop_signals())
         return _train(
             *(runs, show, mesh, train_data, validation_data, normalization),
-            *(folder, saving, received),
+            *(begun, saving, received),
         )
 
 
@@ -242,7 +243,7 @@ def _train(
     train_data: datasets.Dataset,
     validation_data: datasets.Dataset,
     normalization: augment.Normalization,
-    folder: Path,
+    begun: Path | None,
     saving: Saving,
     received: list[int],
 ) -> list[Record]:
@@ -268,16 +269,16 @@ def _train(
         splits = {config.train_split: train_data, config.validation_split: validation_data}
         digests = [datasets.digest("", split, part) for split, part in splits.items()]
     taken = 0  # steps
-    if (saved := checkpoints.restore(folder)) is not None:
+    if begun is not None and (saved := checkpoints.restore(begun)) is not None:
         taken = saved[0]
         if saved[2].pop("data", digests) != digests:
             raise config_lib.ConfigError(
-                f"{config.dataset} has changed since {folder} was written: bring it back, or "
+                f"{config.dataset} has changed since {begun} was written: bring it back, or "
                 "name another folder for the run"
             )
-        state, so_far = _resumed(folder, runs, mesh, state, *saved[1:])
+        state, so_far = _resumed(begun, runs, mesh, state, *saved[1:])
         epoch, step = divmod(taken, steps)
-        _warn(f"going on after epoch {epoch}, step {step} of {steps}: {folder}")
+        _warn(f"going on after epoch {epoch}, step {step} of {steps}: {begun}")
     first_epoch = taken // steps
     if devices.is_first_process():
         watch.begin(runs, so_far.epochs, so_far.lengths)
@@ -285,10 +286,11 @@ def _train(
 
     def save() -> None:
         plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
-        if devices.is_first_process():
-            link_checkpoints(runs, folder)
         progress = {"runs": identities(runs), "data": digests, **so_far._asdict()}
+        folder = checkpoint_folder(runs)
         checkpoints.save(folder, taken, jax.tree.leaves(plain), progress, saving.keep)
+        if devices.is_first_process():
+            link_checkpoints(runs)
 
     def evaluate(variables: dict[str, Any]) -> list[training.Evaluation]:
         return training.evaluate_replicas(

@@ -19,10 +19,11 @@ from jax_mnist.config import NO_PART, PER_REPLICA, ConfigError
 
 CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
 HISTORY = "history.pkl"  # written last: it says that the run is finished
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, CHECKSUMS = "checkpoints", "sha256.json"
+_LINK = "shared_checkpoints"
 _DIGITS = 8  # of the name of several runs' checkpoints
 _TEMPORARY = re.compile(  # what `history.write_atomically` leaves if it is killed
-    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, VARIABLES, HISTORY)))})\.\d+\.tmp"
+    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, VARIABLES, HISTORY, _LINK)))})\.\d+\.tmp"
 )
 
 
@@ -175,11 +176,11 @@ def identities(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def together(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs by who trains together: in one program, and from one checkpoint, or none, on."""
+    """Runs by who trains together: in one program, and on from one checkpoint, or from none."""
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if can_train_together([group[0], run]) and _begun(group[0]) == _begun(run):
+            if can_train_together([group[0], run]) and begun_in(group[0]) == begun_in(run):
                 group.append(run)
                 break
         else:
@@ -188,13 +189,11 @@ def together(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def checkpoint_folder(runs: Sequence[Run]) -> Path:
-    """The folder of the checkpoints of runs that train together, see `together`.
+    """Where runs that train together save: the folder of one, the folder common to several.
 
-    Of one run it is in its own folder. Of several it is in the folder that is common to them, and
-    each has a link to it, since who of them is unfinished may change.
+    Each group of several has a folder of its own there, so that none writes over what another one,
+    with more or fewer runs, may want to go on from. See `link_checkpoints` for how it is found.
     """
-    if (begun := _begun(runs[0])) is not None:
-        return begun
     if len(runs) == 1:
         return runs[0].workdir / CHECKPOINTS
     digest = hashlib.sha256(json.dumps(identities(runs), sort_keys=True).encode()).hexdigest()
@@ -202,32 +201,33 @@ def checkpoint_folder(runs: Sequence[Run]) -> Path:
     return Path(common) / CHECKPOINTS / digest[:_DIGITS]
 
 
-def link_checkpoints(runs: Sequence[Run], folder: Path) -> None:
-    """Makes the folder that `checkpoint_folder` named, and the links."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        own = run.workdir / CHECKPOINTS
-        if own != folder and _begun(run) is None:
-            own.unlink(missing_ok=True)
-            own.symlink_to(os.path.relpath(folder, run.workdir))
+def link_checkpoints(runs: Sequence[Run]) -> None:
+    """Links each of several runs to the checkpoints that they share; call this after a save."""
+    if len(runs) > 1:
+        folder = checkpoint_folder(runs)
+        for run in runs:
+            temporary = run.workdir / f".{_LINK}.{os.getpid()}.tmp"
+            temporary.symlink_to(os.path.relpath(folder, run.workdir))
+            temporary.replace(run.workdir / _LINK)
 
 
-def _begun(run: Run) -> Path | None:
-    """Where the run has checkpoints, or had them when it was killed.
+def begun_in(run: Run) -> Path | None:
+    """The folder of the checkpoints that the run goes on from, if it has saved any.
 
     Raises:
-      ConfigError: that is a link to elsewhere: whoever made the folder may not choose what is read,
-        and replaced, there.
+      ConfigError: it is a link to elsewhere: whoever made the run's folder may not choose what is
+        read, and removed if it is damaged, there.
     """
-    own = run.workdir / CHECKPOINTS
-    if not own.is_symlink():
+    own, link = run.workdir / CHECKPOINTS, run.workdir / _LINK
+    if any(own.glob(f"*/{CHECKSUMS}")) or not link.is_symlink():
         return own if own.is_dir() else None
-    folder = own.resolve()
-    home = folder.parent.parent
+    folder = link.resolve()
     if (
         folder.parent.name != CHECKPOINTS
         or len(folder.name) != _DIGITS
-        or home not in run.workdir.resolve().parents
+        or folder.parent.parent not in run.workdir.resolve().parents
     ):
-        raise ConfigError(f"{own} leads out of the runs' folder: remove it, or name another folder")
+        raise ConfigError(
+            f"{link} leads out of the runs' folder: remove it, or name another folder"
+        )
     return folder if folder.is_dir() else None

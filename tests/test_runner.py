@@ -213,8 +213,26 @@ def test_runs_cut_off_between_their_last_writes_find_their_checkpoint(tmp_path, 
     for pair in zip(records, expected[:2], strict=True):
         jax.tree.map(np.testing.assert_array_equal, *pair)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    run = runs.Run("a", group[0].config, moved / "a" / "seed-0")
-    assert runs.checkpoint_folder([run]).parent.parent == moved
+    run = runs.Run("b", group[2].config, moved / "b" / "seed-0")
+    assert runs.begun_in(run).parent.parent == moved
+
+
+def test_fewer_seeds_do_not_cost_the_others_their_checkpoint(run, tmp_path, capsys):
+    workdir = tmp_path / "small"
+    with pytest.raises(Cut):
+        runner.train_together(
+            runs.replicas("small", small_config(replicas=3), workdir), cut_after_an_epoch
+        )
+    runner.train(small_config(replicas=2), workdir)
+    assert capsys.readouterr().err.count("going on after epoch 1, ") == 1
+    records = runner.train(small_config(replicas=3), workdir)
+    assert capsys.readouterr().err.count("going on after epoch 1, ") == 1
+    alone = [run[1], *(runner.train(small_config(seed=s), tmp_path / f"{s}")[0] for s in (1, 2))]
+    for record, expected in zip(records, alone, strict=True):
+        expected = expected | {"name": "small"}
+        jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(expected))
+    one = runs.replicas("small", small_config(replicas=3), workdir)[2]
+    assert runs.begun_in(one) == one.workdir / "checkpoints"  # it went on alone
 
 
 def test_who_train_together_have_begun_together(tmp_path):
@@ -225,9 +243,10 @@ def test_who_train_together_have_begun_together(tmp_path):
     assert runs.together([first, second, averaged, third]) == [[first, second, third], [averaged]]
     folders = {runs.checkpoint_folder(g) for g in ([first, second], [first, third], [first])}
     assert len(folders) == 3
+    runs.checkpoint_folder([first, third]).mkdir(parents=True)
     for run in (first, third):
         run.workdir.mkdir()
-    runs.link_checkpoints([first, third], runs.checkpoint_folder([first, third]))
+    runs.link_checkpoints([first, third])
     assert runs.together([first, second, third]) == [[first, third], [second]]
 
 
@@ -236,10 +255,10 @@ def test_checkpoints_that_lead_elsewhere_are_refused(tmp_path, target):
     run = runs.Run("x", small_config(), tmp_path / "run")
     run.workdir.mkdir()
     (run.workdir / "loop").mkdir()
-    (run.workdir / "checkpoints").symlink_to(target)
+    (run.workdir / "shared_checkpoints").symlink_to(target)
     with pytest.raises(config_lib.ConfigError, match="leads out of the runs' folder"):
         runner.train(run.config, run.workdir)
-    assert {path.name for path in run.workdir.iterdir()} == {"loop", "checkpoints"}
+    assert {path.name for path in run.workdir.iterdir()} == {"loop", "shared_checkpoints"}
 
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
@@ -255,10 +274,10 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     assert line.startswith("bad, seed 0: the loss was not finite at epoch 1, step ")
     assert "learning rate (0.2)" in line and "L2 1e+30" in line
     assert sorted(p.name for p in (tmp_path / "bad").iterdir()) == [
-        "checkpoints",  # of both
         "config.json",
         "history.pkl",
         "metrics.jsonl",
+        "shared_checkpoints",
     ]
     assert history.load(tmp_path / "bad" / "history.pkl")["name"] == "bad"
 
