@@ -36,7 +36,10 @@ def run(main):
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
+            arguments = flags.FLAGS(argv)
+            if "config" in flags.FLAGS:
+                hasattr(flags.FLAGS.config, "lock")  # raises what kept the file from being loaded
+            return arguments
         except Exception as error:  # what a config file raises is its own
             fail(error)
 

@@ -188,8 +188,12 @@ def test_a_bad_command_line_ends_in_one_line(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_config_file_ends_in_one_line(tmp_path):
-    result = script("train.py", "--config", "nowhere.py", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("train.py", []), ("train.py", ["--config.l2=0"]), ("sweep.py", ["--vary=l2=0"])],
+)
+def test_a_missing_config_file_ends_in_one_line(name, more, tmp_path):
+    result = script(name, "--config", "nowhere.py", *more, cwd=tmp_path)
     assert result.returncode == 2
     assert "nowhere.py" in result.stderr
     assert len(result.stderr.splitlines()) == 1
