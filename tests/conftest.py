@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import chex
+import jax
 import pytest
 
 chex.set_n_cpu_devices(8)
@@ -16,6 +17,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--thorough", action="store_true", help="more kills and more generated configs"
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_programs_go():
+    yield
+    jax.clear_caches()  # they take gigabytes, and a process may map only so many
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,11 @@ def assert_agree(records, expected, **tolerance):
     for record, other in zip(records, expected, strict=True):
         assert record["seed"] == other["seed"]
         for name, values in other["metrics"].items():
-            # The last bit of some logits depends on the program; the rest is exact.
-            rounded = {"rtol": 1e-8} if name == "validation_loss" and not tolerance["rtol"] else {}
+            rounded = {}
+            if name == "validation_loss" and not tolerance["rtol"]:
+                rounded = {"rtol": 1e-8}  # the last bit of some logits depends on the program
+            if "accuracy" in name and tolerance["rtol"]:
+                rounded = {"atol": 0.01}  # classes are near ties yet: rounding turns a few images
             if name != "seconds":
                 np.testing.assert_allclose(record["metrics"][name], values, **tolerance | rounded)
         np.testing.assert_allclose(
