@@ -3,7 +3,7 @@
 import importlib.util
 import re
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import datasets, optim
 
@@ -105,7 +105,7 @@ PER_REPLICA = (
 
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError`, naming the field, unless every value can be trained with."""
-    if not isinstance(config, ConfigDict):
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         raise ConfigError(
             f"a config must be a ConfigDict made from config.base(); got a {type(config).__name__}"
         )

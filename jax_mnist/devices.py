@@ -40,17 +40,18 @@ def join_processes(address: str | None, number: int | None, index: int | None) -
       index: of this process, from 0.
 
     Raises:
-      ConfigError: they did not come together.
+      ConfigError: they cannot come together as they are told. Where one stays away, JAX aborts the
+        others after five minutes, with a message.
     """
+    # Where a lost process leaves this one waiting, JAX's heartbeat says so and aborts: no crash
+    # whose stacks are worth printing.
+    faulthandler.disable()
     try:
         jax.distributed.initialize(
             address, number, index, heartbeat_timeout_seconds=_SECONDS_TO_MISS
         )
     except Exception as error:  # JAX and its runtime have many
         raise ConfigError(f"cannot join the other processes: {error}") from error
-    # Where a lost process leaves this one waiting, JAX's heartbeat says so and aborts: no crash
-    # whose stacks are worth printing.
-    faulthandler.disable()
 
 
 @contextlib.contextmanager

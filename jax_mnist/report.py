@@ -73,7 +73,8 @@ def _text(
     diverged = [run for run in every if analysis.has_diverged(run)]
     records = [run for runs in variants.values() for run in runs.values()]
     seeds = sorted({record["seed"] for record in every})
-    few = min(map(len, variants.values()))
+    single = [name for name, runs in variants.items() if len(runs) == 1]
+    few = min((len(runs) for runs in variants.values() if len(runs) > 1), default=FEW_SEEDS)
     images = len(records[0]["predictions"]["label"])
     configs = [record["config"] for record in every]
     fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_PART)]
@@ -92,15 +93,16 @@ def _text(
         "(Student's t): they cover the luck of a seed, which sets initialisation, order and "
         "augmentation, on these validation images; other images would move all variants together.",
     ]
-    if few < 2:
-        parts.append("**One seed gives no interval, and decides nothing.**")
-    elif few < FEW_SEEDS:
+    if single:
+        of = "" if len(single) == len(variants) else ": " + ", ".join(map(_code, single))
+        parts.append(f"**One seed gives no interval, and decides nothing{of}.**")
+    if few < FEW_SEEDS:
         parts.append(f"**With {few} seeds of a variant the intervals are wide.**")
     if diverged:
         parts += [
             f"**Diverged: {len(diverged)} of {len(every)} runs.** These came to a loss that is not "
             "finite. Tables and figures are of the runs that did not; only in the original's "
-            "claims do they count. They are "
+            "claims about variants do they count. They are "
             + ", ".join(
                 f"{_code(record['name'])} seed {record['seed']} in epoch "
                 f"{len(record['metrics']['train_loss'])}"
@@ -139,6 +141,8 @@ def _text(
             + (f" No seed in common with {_code(REFERENCE)}: {missing}." if missing else ""),
             f"![Differences to {REFERENCE} with their intervals](differences.png)",
         ]
+    elif missing and REFERENCE in variants:
+        parts.append(f"No seed in common with {_code(REFERENCE)}: {missing}.")
     claims = [
         "## The original's claims",
         _table(
@@ -149,13 +153,13 @@ def _text(
         "corrected for the number of rivals (Holm). It is *supported* if every difference is in "
         f"the claimed direction with p below {comparison.LEVEL}, *contradicted* if one is in the "
         "opposite direction with such a p, else *undecided*; each claim is judged for itself. The "
-        "effect is the difference to the closest rival, positive in the claimed direction. "
-        "Highest, most stable and next are meant among the eight variants. The rivals of a close "
-        "call are all pairs of classes that the original does not name, by the mean errors of a "
-        "seed's runs."
+        "effect is the difference to the closest rival, or to the one that contradicts most, "
+        "positive in the claimed direction. Highest, most stable and all are meant among the eight "
+        "variants. The pairs not named are those of two classes that the original does not call "
+        "close; errors are the mean of a seed's runs."
         + (
-            " A run that diverged counts with the accuracy that it came to, and with a spread and "
-            f"a drop of {comparison.COLLAPSE:.0f} points."
+            " A run that diverged counts in claims about variants, with the accuracy that it came "
+            f"to, and with a spread and a drop of {comparison.COLLAPSE:.0f} points."
             if diverged
             else ""
         ),
@@ -249,7 +253,7 @@ def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
 
 def _escape(text: object) -> str:
     """Text as Markdown that shows it as it is, whatever it holds."""
-    text = re.sub(r"([\\`*_\[\]()#+!~-])", r"\\\1", html.escape(str(text)))
+    text = re.sub(r"([\\`*_\[\]()#+!~-])", r"\\\1", html.escape(str(text), quote=False))
     return re.sub(r"\s+", " ", text).replace("|", "&#124;")
 
 

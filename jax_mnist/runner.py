@@ -199,11 +199,12 @@ def train_together(
     with devices.all_agree():  # before anything is written
         mesh = devices.make_mesh(config, len(runs))
         train_data, validation_data, normalization = _load(config)
-        begun = begun_in(runs[0])
+        begun_in(runs[0])  # may refuse, before anything is written
     with contextlib.ExitStack() as stack:
         with devices.all_agree():
             for run in runs if devices.is_first_process() else ():
                 stack.enter_context(only_writer(run))
+            begun = begun_in(runs[0])
         received = stack.enter_context(stop_signals())
         return _train(
             *(runs, show, mesh, train_data, validation_data, normalization),

@@ -47,7 +47,8 @@ def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
     Raises:
       ConfigError: the folder holds one run where several are asked for, or the other way round.
     """
-    inner, own = _inner_folders(workdir), [f for f in (CONFIG, HISTORY) if (workdir / f).exists()]
+    inner = seed_folders(workdir, CONFIG, HISTORY)
+    own = [f for f in (CONFIG, HISTORY) if (workdir / f).exists()]
     if own if config.replicas > 1 else inner:
         found = "a run of one seed" if own else f"runs of several seeds, such as {inner[0].name}"
         raise ConfigError(
@@ -62,10 +63,10 @@ def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
     return runs
 
 
-def _inner_folders(workdir: Path) -> list[Path]:
-    return sorted(
-        {path.parent for name in (CONFIG, HISTORY) for path in workdir.glob(f"seed-*/{name}")}
-    )
+def seed_folders(workdir: Path, *names: str) -> list[Path]:
+    """The folders of replicas in `workdir` with one of these files; none that was moved aside."""
+    folders = {path.parent for name in names for path in workdir.glob(f"seed-*/{name}")}
+    return sorted(path for path in folders if re.fullmatch(r"seed-\d+", path.name))
 
 
 def move_aside(workdir: Path) -> Path | None:
@@ -74,7 +75,7 @@ def move_aside(workdir: Path) -> Path | None:
     Raises:
       ConfigError: it holds something else, or another process trains there.
     """
-    inner = _inner_folders(workdir)
+    inner = seed_folders(workdir, CONFIG, HISTORY)
     if not (inner or (workdir / CONFIG).exists() or (workdir / HISTORY).exists()):
         if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
             return None
@@ -143,9 +144,13 @@ def only_writer(run: Run) -> Iterator[None]:
     """Makes the run's folder, which tells its config, and holds it for this process.
 
     The system frees it however the process ends.
+
+    Raises:
+      ConfigError: another process trains there, or began another run there meanwhile.
     """
     run.workdir.mkdir(parents=True, exist_ok=True)
     with _locked(run.workdir):
+        is_finished(run)
         for path in run.workdir.iterdir():
             if _TEMPORARY.fullmatch(path.name):  # of a process that was killed
                 path.unlink()
@@ -219,6 +224,8 @@ def begun_in(run: Run) -> Path | None:
         read, and removed if it is damaged, there.
     """
     own, link = run.workdir / CHECKPOINTS, run.workdir / _LINK
+    if own.is_symlink():
+        raise _leads_out(own)
     if any(own.glob(f"*/{CHECKSUMS}")) or not link.is_symlink():
         return own if own.is_dir() else None
     folder = link.resolve()
@@ -227,7 +234,9 @@ def begun_in(run: Run) -> Path | None:
         or len(folder.name) != _DIGITS
         or folder.parent.parent not in run.workdir.resolve().parents
     ):
-        raise ConfigError(
-            f"{link} leads out of the runs' folder: remove it, or name another folder"
-        )
+        raise _leads_out(link)
     return folder if folder.is_dir() else None
+
+
+def _leads_out(link: Path) -> ConfigError:
+    return ConfigError(f"{link} leads out of the runs' folder: remove it, or name another folder")

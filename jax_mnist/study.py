@@ -33,7 +33,8 @@ def paired_runs(
     """The same seeds of every variant, in `workdir/VARIANT/seed-N`; all first seeds come first.
 
     Raises:
-      ConfigError: a value cannot be trained with, or a name is no name for a folder.
+      ConfigError: a value cannot be trained with, a name is no name for a folder, or the variants
+        differ in the first seed, or in what they are validated on.
     """
     runs = []
     for name, config in variants.items():
@@ -41,6 +42,12 @@ def paired_runs(
         config_lib.check(config)
         if config.replicas != 1:
             raise ConfigError("config.replicas must be 1 here: the number of seeds takes its place")
+        for field in ("seed", "dataset", "validation_split"):
+            if len(values := {config[field] for config in variants.values()}) > 1:
+                raise ConfigError(
+                    f"config.{field} must be the same in all variants, to compare them; got "
+                    + ", ".join(sorted(map(repr, values)))
+                )
     for seed, (name, config) in itertools.product(range(seeds), variants.items()):
         one = config.copy_and_resolve_references()
         one.seed = config.seed + seed
@@ -131,7 +138,8 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
             for group in together(unfinished):
                 runner.train_together(group, functools.partial(show, group))
                 show_finished(len(group))
-    return [history.load(run.workdir / HISTORY) for run in runs]
+    # Its folder names a run: it may have been trained alone, under another name.
+    return [{**history.load(run.workdir / HISTORY), "name": run.name} for run in runs]
 
 
 def _on_every_core(

@@ -13,7 +13,7 @@ from jax_mnist import analysis, augment, history, recipe, results, training
 from jax_mnist.config import base
 from jax_mnist.history import HistoryError, Record
 from jax_mnist.model import CNN
-from jax_mnist.runs import HISTORY
+from jax_mnist.runs import HISTORY, seed_folders
 
 
 class Trained(NamedTuple):
@@ -40,7 +40,7 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
     """
     workdir = Path(workdir)
     folders = [workdir] if (workdir / HISTORY).exists() else []
-    folders = folders or sorted(path.parent for path in workdir.glob(f"seed-*/{HISTORY}"))
+    folders = folders or seed_folders(workdir, HISTORY)
     if not folders:
         raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
     records = {folder: history.load(folder / HISTORY) for folder in folders}

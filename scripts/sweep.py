@@ -49,6 +49,11 @@ def main(arguments):
             fail(f"--vary takes FIELD=VALUE,VALUE,... and each field once; got {text!r}")
         if field in ("dataset", "validation_split", "data_dir", "source_dir"):
             fail(f"--vary {field}: a sweep ranks by the same images, so that they cannot vary")
+        if field == "train_split" and not chosen:
+            fail(
+                f"--vary train_split: give --config.{{{','.join(SPLITS)}}}, so that no value takes "
+                "in the images that it is ranked by"
+            )
         vary[field] = values.split(",")
     variants = study.grid(config, vary)
     records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import config as config_lib
 from jax_mnist import runner, study
@@ -71,6 +71,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
     [
         ({"epochs": 1}, "must be a ConfigDict"),
         (None, "must be a ConfigDict"),
+        (FrozenConfigDict(config_lib.base()), "must be a ConfigDict"),
         (ConfigDict({"epochs": 1}), "config.batch_size is missing"),
         (ConfigDict(config_lib.base().to_dict() | {"epocs": 1}), "config.epocs is none"),
         (

@@ -157,6 +157,7 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
                 (["--vary=l2=0", "--config.validation_split=test"], "split alone is not enough"),
                 (["--vary=validation_split=test,train"], "ranks by the same images"),
                 (["--vary=dataset=mnist,kmnist"], "ranks by the same images"),
+                (["--vary=train_split=train"], "--vary train_split: give"),
             )
         ),
     ],

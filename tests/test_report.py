@@ -131,7 +131,7 @@ def test_diverged_runs_are_named_and_left_out(written, tmp_path):
     for name, number in {"bn": "0 of 3", "l2": "1 of 4"}.items():
         assert cells(results, f"`{name}`") == [*cells(expected, f"`{name}`"), number]
     assert cells(results, "`worse`") == ["`worse`", *[""] * 8, "2 of 2"]
-    assert "A run that diverged counts with" in text
+    assert "A run that diverged counts in claims about variants" in text
     with pytest.raises(ValueError, match="every run diverged"):
         report.write(bad, tmp_path)
 
@@ -142,6 +142,18 @@ def test_variants_without_a_common_seed_leave_a_report_that_says_so(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "No seed in common with `bn`: `l2`." in text
     assert cells(text.partition("## Differences")[0], "`l2`")[1] == "97.000"
+    report.write([*study(names=("bn",)), *others], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "No seed in common with `bn`: `l2`." in text and "## Differences" not in text
+
+
+def test_a_variant_of_one_seed_is_named(tmp_path):
+    alone = make_record("l2", 0, accuracies=(0.9, 0.97))
+    report.write([*study(names=("bn", "l1")), alone], tmp_path, "study.py 'a b'")
+    text = (tmp_path / "report.md").read_text()
+    assert "**One seed gives no interval, and decides nothing: `l2`.**" in text
+    assert "**With 3 seeds of a variant the intervals are wide.**" in text
+    assert "by study.py 'a b'." in text
 
 
 def test_every_machine_and_version_is_named(tmp_path):

@@ -109,14 +109,14 @@ def test_only_a_run_is_moved_aside(tmp_path):
     assert runs.move_aside(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("busy", ["", "seed-1"])
-def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path, busy):
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path, replicas):
     workdir = tmp_path / "small"
-    for run in runs.replicas("small", small_config(replicas=2 if busy else 1), workdir):
+    for run in (all_runs := runs.replicas("small", small_config(replicas=replicas), workdir)):
         with runs.only_writer(run):
             pass
     with (
-        runs.only_writer(runs.Run("small", small_config(), workdir / busy)),
+        runs.only_writer(all_runs[-1]),
         pytest.raises(config_lib.ConfigError, match="is in use: another process trains there"),
     ):
         runs.move_aside(workdir)
@@ -259,6 +259,29 @@ def test_checkpoints_that_lead_elsewhere_are_refused(tmp_path, target):
     with pytest.raises(config_lib.ConfigError, match="leads out of the runs' folder"):
         runner.train(run.config, run.workdir)
     assert {path.name for path in run.workdir.iterdir()} == {"loop", "shared_checkpoints"}
+
+
+def test_checkpoints_that_are_elsewhere_are_refused(tmp_path):
+    (tmp_path / "precious" / "2024").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to("../precious")
+    with pytest.raises(config_lib.ConfigError, match="leads out of the runs' folder"):
+        runner.train(small_config(), tmp_path / "run")
+    assert (tmp_path / "precious" / "2024").exists()
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_written_over(tmp_path):
+    first, second = (runs.Run("x", small_config(l2=l2), tmp_path / "run") for l2 in (0.1, 0.2))
+    assert not runs.is_finished(second)
+    with runs.only_writer(first):
+        pass
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with (
+        pytest.raises(config_lib.ConfigError, match=r"l2 is 0\.1 there, 0\.2 here"),
+        runs.only_writer(second),
+    ):
+        pass
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):

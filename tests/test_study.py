@@ -86,6 +86,22 @@ def test_runs_that_share_a_program_train_together_off_the_cpu(trained, tmp_path,
         assert_close(record, expected)
 
 
+def test_a_run_is_called_what_its_folder_says(trained):
+    runs, _ = trained
+    renamed = [run._replace(name="other") for run in runs]
+    assert {record["name"] for record in study.train_all(renamed)} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 3), ("validation_split", "test[:10]"), ("dataset", "kmnist")]
+)
+def test_variants_that_cannot_be_compared_are_refused(field, value, tmp_path):
+    differing = variants()
+    differing["l2"][field] = value
+    with pytest.raises(config_lib.ConfigError, match=f"config.{field} must be the same in all"):
+        study.paired_runs(differing, 2, tmp_path)
+
+
 def test_a_folder_of_another_config_is_refused_with_the_difference(trained):
     runs, _ = trained
     other = study.paired_runs(variants(epochs=3), 1, runs[0].workdir.parent.parent)

@@ -103,6 +103,14 @@ def test_weights_of_no_network_are_refused(run, tmp_path, weights):
         trained.load(tmp_path)
 
 
+def test_a_replica_that_was_moved_aside_has_no_part(run, tmp_path):
+    for folder in run.glob("seed-*"):
+        shutil.copytree(folder, tmp_path / folder.name)
+    expected = len(trained.load(tmp_path).records)
+    shutil.copytree(run / "seed-0", tmp_path / "seed-0.old-1")
+    assert len(trained.load(tmp_path).records) == expected
+
+
 def test_a_run_that_diverged_is_refused(run, tmp_path):
     record = history.load(run / "seed-0" / "history.pkl")
     record["metrics"]["train_loss"][-1] = np.nan
