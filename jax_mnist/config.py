@@ -5,7 +5,7 @@ import re
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jax_mnist import datasets, optim
+from jax_mnist.data import datasets
 
 
 class ConfigError(ValueError):
@@ -23,9 +23,9 @@ def base() -> ConfigDict:
             # Replica r of `replicas` is the run of seed + r.
             "seed": 0,
             "replicas": 1,
-            # Devices: "replica=2,data=4"; empty is a default, see jax_mnist.devices.make_mesh.
+            # Devices: "replica=2,data=4"; empty is a default, see training.mesh.make_mesh.
             "mesh": "",
-            # Data: a name in jax_mnist.datasets, or a folder of IDX files. Splits are TFDS's:
+            # Data: a name in jax_mnist.data.datasets, or a folder of IDX files. Splits are TFDS's:
             # "train[:50000]". No data_dir means TFDS's default.
             "dataset": "mnist",
             "train_split": "train",
@@ -49,7 +49,7 @@ def base() -> ConfigDict:
             "l2": 0.0,
             # Decay per step of the averaged weights, which are then the ones evaluated; 0 is off.
             "ema": 0.0,
-            # Augmentation; units and ranges in jax_mnist.augment.Strengths.
+            # Augmentation; units and ranges in jax_mnist.training.augment.Strengths.
             "brightness": 0.1,
             "contrast": 0.1,
             "rotation": 7.0,
@@ -86,10 +86,12 @@ _RANGES = {
     "shear": (0, 90, False),
 }
 
+SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+
 _CHOICES = {
     "norm": ("batch", "ghost"),
     "stats_update": ("mean", "sequential"),
-    "schedule": optim.SCHEDULES,
+    "schedule": SCHEDULES,
 }
 
 

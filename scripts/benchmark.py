@@ -40,11 +40,15 @@ def ours(norm, batch_size=BATCH, replicas=1, **fields):
     def prepare(data, steps):
         import jax
 
-        from jax_mnist import config, datasets, runner, training, xla
-        from jax_mnist.recipe import make_recipe
+        from jax_mnist import config
+        from jax_mnist.data import datasets
+        from jax_mnist.runs import compiler
+        from jax_mnist.runs import loop as runner
+        from jax_mnist.training import step as training
+        from jax_mnist.training.recipe import make_recipe
 
         steps = max(1, steps * BATCH // batch_size)  # as many images
-        xla.configure()
+        compiler.configure()
         settings = config.base()
         settings.update({"norm": norm, "batch_size": batch_size, **fields})
         train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
@@ -244,7 +248,7 @@ def floor():
     Operations: two per product of a convolution and its two gradients (of the first layer, one).
     Bytes: each convolution's output and its gradient written once and read once, in float32.
     """
-    from jax_mnist import model
+    from jax_mnist.nn import cnn as model
 
     operations = outputs = 0
     shape, channels = 28, 1
@@ -316,7 +320,7 @@ def main():
         work(arguments.worker, arguments.steps, arguments.data)
         return
 
-    from jax_mnist import datasets
+    from jax_mnist.data import datasets
 
     with tempfile.TemporaryDirectory() as folder:
         for split in ("train", "test"):

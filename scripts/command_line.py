@@ -9,10 +9,10 @@ import jax
 from absl import app, flags, logging
 
 from jax_mnist.config import ConfigError
-from jax_mnist.datasets import DatasetError
-from jax_mnist.devices import LostProcessError
-from jax_mnist.history import HistoryError
-from jax_mnist.stopping import StoppedError
+from jax_mnist.data.datasets import DatasetError
+from jax_mnist.runs.history import HistoryError
+from jax_mnist.runs.processes import LostProcessError
+from jax_mnist.runs.signals import StoppedError
 
 
 def fail(error):

@@ -12,8 +12,11 @@ import re
 import jax
 import numpy as np
 
-from jax_mnist import config, datasets, devices, training
-from jax_mnist.recipe import make_recipe
+from jax_mnist import config
+from jax_mnist.data import datasets
+from jax_mnist.training import mesh as devices
+from jax_mnist.training import step as training
+from jax_mnist.training.recipe import make_recipe
 
 DEVICES = 8
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}

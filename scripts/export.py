@@ -8,7 +8,10 @@ from pathlib import Path
 from absl import flags
 from command_line import fail, run
 
-from jax_mnist import augment, export, history, trained
+from jax_mnist.data import files
+from jax_mnist.inference import export
+from jax_mnist.inference import predict as trained
+from jax_mnist.training import augment
 
 _OUT = flags.DEFINE_string("out", None, "The file (<name of the run>.jaxexport).")
 
@@ -23,7 +26,7 @@ def main(arguments):
     out = Path(_OUT.value or f"{network.records[0]['name']}.jaxexport")
     normalization = augment.Normalization(**network.records[0]["normalization"])
     data = export.serialize(network.model, network.variables, normalization)
-    history.write_atomically(out, data)
+    files.write_atomically(out, data)
     print(f"{out}: {len(network.records)} network(s), {len(data):,} bytes")
 
 

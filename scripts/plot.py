@@ -3,7 +3,7 @@
 python scripts/plot.py runs/*/history.pkl --out figures
 
 writes validation_accuracy.png and validation_loss.png with all runs, and misclassified_NAME.png and
-confusion_NAME.png for each. The files may come from strangers: see `jax_mnist.history.load`.
+confusion_NAME.png for each. The files may come from strangers: see `jax_mnist.runs.history.load`.
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import flags
 from command_line import fail, run
 
-from jax_mnist import history, plots
+from jax_mnist.analysis import plots
+from jax_mnist.runs import history
 
 _OUT = flags.DEFINE_string("out", "figures", "Folder of the figures.")
 

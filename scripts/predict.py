@@ -13,7 +13,9 @@ import numpy as np
 from absl import flags
 from command_line import fail, run
 
-from jax_mnist import digits, trained, xla
+from jax_mnist.inference import pictures
+from jax_mnist.inference import predict as trained
+from jax_mnist.runs import compiler
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per picture, a line each.")
 
@@ -21,10 +23,10 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per picture, a l
 def main(arguments):
     if len(arguments) < 2:
         fail("name the folder of a run, and pictures")
-    xla.configure()
+    compiler.configure()
     try:
         network = trained.load(arguments[0])
-        images = [digits.read(path) for path in arguments[1:]]
+        images = [pictures.read(path) for path in arguments[1:]]
     except ValueError as error:
         fail(error)
     if network.records[0]["config"].get("dataset") == "emnist/digits":

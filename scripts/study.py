@@ -16,7 +16,9 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist import comparison, config, report, study
+from jax_mnist import config
+from jax_mnist.analysis import report, statistics
+from jax_mnist.runs import study
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds of every variant.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/study", "Folder of the runs and the report.")
@@ -40,7 +42,7 @@ def load(file, overrides):
 def main(arguments):
     folder = Path(__file__).parent.parent / "configs"
     files = [Path(file) for file in arguments] or [
-        folder / f"{name}.py" for name in comparison.ORIGINAL
+        folder / f"{name}.py" for name in statistics.ORIGINAL
     ]
     names = [file.stem for file in files]
     if repeated := {name for name in names if names.count(name) > 1}:

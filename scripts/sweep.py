@@ -14,8 +14,9 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist import analysis, comparison, study
 from jax_mnist import config as config_lib
+from jax_mnist.analysis import statistics
+from jax_mnist.runs import history, study
 
 SPLITS = ("train_split", "validation_split")
 
@@ -58,9 +59,9 @@ def main(arguments):
     variants = study.grid(config, vary)
     records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
     intervals = {
-        name: comparison.mean_interval([comparison.final_accuracy(run) for run in runs.values()])
-        for name, runs in comparison.by_variant(records).items()
-        if not any(map(analysis.has_diverged, runs.values()))
+        name: statistics.mean_interval([statistics.final_accuracy(run) for run in runs.values()])
+        for name, runs in statistics.by_variant(records).items()
+        if not any(map(history.has_diverged, runs.values()))
     }
     print(f"accuracy on {config.validation_split}, {_REPLICAS.value} of each; 95 % interval")
     for name, (mean, low, high) in sorted(intervals.items(), key=lambda item: -item[1].mean):

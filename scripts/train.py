@@ -20,7 +20,9 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist import analysis, devices, runner
+from jax_mnist.analysis import run as analysis
+from jax_mnist.runs import history, processes
+from jax_mnist.runs import loop as runner
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -48,14 +50,14 @@ def main(arguments):
     if _ADDRESS.value and not re.fullmatch(r".+:\d+", _ADDRESS.value):
         fail(f"--coordinator_address must be host:port; got {_ADDRESS.value!r}")
     if _DISTRIBUTED.value:
-        devices.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
+        processes.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     records = runner.train(
         _CONFIG.value, workdir, _FRESH.value, runner.Saving(_EVERY.value, _KEEP.value)
     )
     for record in records:
-        if analysis.has_diverged(record):
+        if history.has_diverged(record):
             continue  # it was said when it happened
         summary = analysis.summary(record)
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
@@ -64,7 +66,7 @@ def main(arguments):
             f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
         )
     runner.say(f"results in {workdir}/")
-    if any(map(analysis.has_diverged, records)):
+    if any(map(history.has_diverged, records)):
         sys.exit(1)
 
 

@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import config as config_lib
-from jax_mnist import runner, study
+from jax_mnist.runs import loop as runner
+from jax_mnist.runs import study
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")

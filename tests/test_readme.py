@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from jax_mnist import config, model
-from jax_mnist.normalization import GhostBatchNorm
+from jax_mnist import config
+from jax_mnist.nn import cnn as model
+from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

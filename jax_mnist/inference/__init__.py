@@ -1,0 +1,1 @@
+"""A finished run in use: predictions, pictures of digits, export."""

@@ -1,0 +1,325 @@
+"""History files: what is kept, what is refused, and what a failed write leaves behind."""
+
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from records import make_record
+from test_safe_pickle import ATTACKS, PROTOCOLS, same
+
+from jax_mnist.runs import history
+
+
+def changed(*path, to=None, **options):
+    """A valid record with the value at the path replaced, or removed."""
+    record = make_record(**options)
+    *folders, last = path
+    inner = record
+    for key in folders:
+        inner = inner[key]
+    if to is None:
+        del inner[last]
+    else:
+        inner[last] = to
+    return record
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = make_record()
+    history.save(tmp_path / "runs" / "gbn" / "history.pkl", record)
+    assert os.listdir(tmp_path / "runs" / "gbn") == ["history.pkl"]
+    assert same(history.load(tmp_path / "runs" / "gbn" / "history.pkl"), record)
+    assert same(history.load(str(tmp_path / "runs" / "gbn" / "history.pkl")), record)
+
+
+def test_the_file_is_an_ordinary_pickle(tmp_path):
+    record = make_record()
+    history.save(tmp_path / "history.pkl", record)
+    with open(tmp_path / "history.pkl", "rb") as file:
+        assert same(pickle.load(file), record)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_record_pickled_by_hand_can_be_loaded(tmp_path, protocol):
+    (tmp_path / "history.pkl").write_bytes(pickle.dumps(make_record(), protocol))
+    assert same(history.load(tmp_path / "history.pkl"), make_record())
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        history.save(tmp_path / name, make_record())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_values_are_made_plain(tmp_path):
+    record = make_record()
+    record["seed"] = np.int64(3)
+    record["config"]["rate"] = np.float64(0.1)
+    record["config"]["norm"] = np.str_("gbn")
+    record["metrics"]["seconds"] = np.arange(6.0)[::2]
+    record["metrics"]["learning_rate"] = np.arange(3.0).astype(">f8")
+    record["mistakes"]["images"] = np.asfortranarray(record["mistakes"]["images"])
+    history.save(tmp_path / "history.pkl", record)
+    with open(tmp_path / "history.pkl", "rb") as file:
+        read = pickle.load(file)
+    assert same(read, history.load(tmp_path / "history.pkl"))
+    assert same([read["seed"], read["config"]["rate"], read["config"]["norm"]], [3, 0.1, "gbn"])
+    assert same(read["metrics"]["seconds"], np.array([0.0, 2.0, 4.0]))
+    assert same(read["metrics"]["learning_rate"], np.arange(3.0))
+    assert read["mistakes"]["images"].flags.c_contiguous
+
+
+def test_a_run_without_a_mistake_and_one_that_broke_down_are_records(tmp_path):
+    perfect, broken = make_record(mistakes=0), make_record(losses=[0.1, np.inf, np.nan])
+    for record in (perfect, broken):
+        history.save(tmp_path / "history.pkl", record)
+        assert same(history.load(tmp_path / "history.pkl"), record)
+
+
+def test_what_may_be_saved_may_be_loaded_at_the_limit(tmp_path):
+    record = make_record()
+    record["config"]["arrays"] = [np.full(2, i) for i in range(9900)]
+    history.save(tmp_path / "history.pkl", record)
+    assert same(history.load(tmp_path / "history.pkl"), record)
+    record["config"]["arrays"] *= 2
+    with pytest.raises(history.HistoryError, match="more than 10000 values"):
+        history.save(tmp_path / "more.pkl", record)
+
+
+LOOP: list = []
+LOOP.append(LOOP)
+DOUBLED: list = []
+for _ in range(30):
+    DOUBLED = [DOUBLED, DOUBLED]
+
+INVALID = {
+    "no dict": ([1], "a record is a dict"),
+    "no schema": (changed("schema"), "no schema number"),
+    "schema of truth": (changed("schema", to=True), "no schema number"),
+    "schema 0": (changed("schema", to=0), "no schema number"),
+    "newer": (
+        {"schema": 9, "anything": "else"},
+        r"made by a newer jax_mnist \(schema 9, this reads up to 2\); upgrade",
+    ),
+    **{f"no {key}": (changed(key), key) for key in make_record() if key != "schema"},
+    **{
+        f"no {key}": (changed(part, key), f"{key} is missing")
+        for part in ("metrics", "predictions", "mistakes", "device")
+        for key in make_record()[part]
+    },
+    "seed of truth": (changed("seed", to=True), "seed"),
+    "config of another kind": (changed("config", to=[1]), "config"),
+    "device count as text": (changed("device", "count", to="1"), "count"),
+    "package version as number": (changed("packages", "jax", to=1), "jax"),
+    "name with a line break": (changed("name", to="a\nb"), "printable"),
+    "empty name": (changed("name", to=""), "printable"),
+    "long name": (changed("name", to="a" * 65), "printable"),
+    "label name of another kind": (changed("label_names", to=[*range(10)]), "printable"),
+    "too few label names": (changed("label_names", to=["0"]), "probabilities must be"),
+    "key with a line break": (changed("config", "a\nb", to=1), "config has a key"),
+    "key of another kind": (changed("config", 1, to=1), "config has a key"),
+    "bytes": (changed("config", "x", to=b"x"), "record config x is bytes"),
+    "set": (changed("config", "x", to={1}), "record config x is set"),
+    "object": (changed("config", "model", "x", to=object()), "record config model x is object"),
+    "objects": (changed("config", "x", to=np.array([None])), "record config x is array of object"),
+    "texts": (changed("config", "x", to=np.array(["a"])), "record config x is array of <U1"),
+    "subclass": (changed("config", "x", to=np.ma.ones(2)), "record config x is array of"),
+    "ordered dict": (changed("config", "x", to=os.environ), "record config x is _Environ"),
+    "huge integer": (changed("config", "x", to=2**3000), "not a history"),
+    "loop": (changed("config", "x", to=LOOP), "deep"),
+    "endless": (changed("config", "x", to=DOUBLED), "more than"),
+    "metric of another type": (
+        changed("metrics", "seconds", to=np.zeros(3, np.float32)),
+        r"seconds must be float64 \[3\], it is float32 \[3\]",
+    ),
+    "metric of another length": (
+        changed("metrics", "seconds", to=np.zeros(4)),
+        r"seconds must be float64 \[3\], it is float64 \[4\]",
+    ),
+    "metric that is a list": (changed("metrics", "seconds", to=[1.0] * 3), "seconds is missing"),
+    "metric with two axes": (changed("metrics", "seconds", to=np.zeros((3, 1))), "seconds must"),
+    "extra metric of another length": (changed("metrics", "more", to=np.zeros(2)), "more must"),
+    "no epoch": (make_record(accuracies=()), "no epoch"),
+    "no prediction": (make_record(examples=0, mistakes=0), "no prediction"),
+    "percent": (make_record(accuracies=(90, 98)), "fractions, not percent"),
+    "negative accuracy": (make_record(accuracies=(-0.1, 0.9)), "fractions, not percent"),
+    "accuracy that is no number": (make_record(accuracies=(np.nan,)), "fractions"),
+    "label out of range": (
+        changed("predictions", "label", to=np.full(40, 10, np.int32)),
+        "leaves the 10 classes",
+    ),
+    "negative prediction": (
+        changed("predictions", "prediction", to=np.full(40, -1, np.int32)),
+        "leaves the 10 classes",
+    ),
+    "labels of another type": (changed("predictions", "label", to=np.zeros(40)), "label must be"),
+    "predictions of another length": (
+        changed("predictions", "prediction", to=np.zeros(39, np.int32)),
+        r"prediction must be int32 \[40\]",
+    ),
+    "images of another size": (
+        changed("mistakes", "images", to=np.zeros((6, 28, 27), np.uint8)),
+        r"images must be uint8 \[6, 28, 28\]",
+    ),
+    "images too few": (
+        changed("mistakes", "images", to=np.zeros((5, 28, 28), np.uint8)),
+        r"images must be uint8 \[6, 28, 28\]",
+    ),
+    "mistakes that are none": (
+        changed("mistakes", "index", to=np.arange(6, dtype=np.int32)),
+        "where label and prediction differ",
+    ),
+    "mistakes in another order": (
+        changed("mistakes", "index", to=make_record()["mistakes"]["index"][::-1]),
+        "where label and prediction differ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_record_is_neither_saved_nor_loaded(case, tmp_path):
+    record, reason = INVALID[case]
+    path = tmp_path / "history.pkl"
+    with pytest.raises(history.HistoryError, match=reason) as caught:
+        history.save(path, record)
+    assert str(caught.value).isprintable()
+    assert os.listdir(tmp_path) == []
+
+    try:
+        path.write_bytes(pickle.dumps(record))
+    except (TypeError, AttributeError):
+        return  # not even a pickle can hold it
+    with pytest.raises(history.HistoryError) as caught:
+        history.load(path)
+    assert str(caught.value).startswith(f"{str(path)!r}: ")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_strangers_file_is_refused_in_one_line(attack, tmp_path):
+    path = tmp_path / "history.pkl"
+    path.write_bytes(ATTACKS[attack][0])
+    with pytest.raises(history.HistoryError, match="not a history: ") as caught:
+        history.load(path)
+    assert str(caught.value).startswith(f"{str(path)!r}: ")
+    assert str(caught.value).isprintable()
+    assert "EXECUTED" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("absent", "No such file"), (".", "directory"), ("file/x", "directory")]
+)
+def test_a_file_that_cannot_be_read(name, reason, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(history.HistoryError, match=f"cannot be read: .*{reason}"):
+        history.load(tmp_path / name)
+
+
+def test_a_file_too_large_is_not_read_into_memory(tmp_path):
+    with open(tmp_path / "history.pkl", "wb") as file:
+        file.truncate(2**40)  # sparse: it takes no disk
+    with pytest.raises(history.HistoryError, match="larger than"):
+        history.load(tmp_path / "history.pkl")
+
+
+def test_a_damaged_file_is_refused_or_gives_an_equal_record(tmp_path):
+    path = tmp_path / "history.pkl"
+    record = make_record(accuracies=(0.5, 0.75), examples=12, mistakes=2)
+    history.save(path, record)
+    good = path.read_bytes()
+    chance = random.Random(0)
+    equal = 0
+    tracemalloc.start()
+    try:
+        for i in range(1000):
+            data = bytearray(good)
+            if i % 4 == 0:
+                del data[chance.randrange(len(data)) :]
+            else:
+                for _ in range(1 + i % 3):
+                    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+            try:
+                read = history.load(path)
+            except history.HistoryError as error:
+                assert str(error).isprintable()
+                assert data != good
+            else:
+                assert same(read, record)
+                equal += 1
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert equal < 5  # only where the cut took the checksum alone, or two flips made none
+
+
+def test_without_its_checksum_a_file_is_a_pickle_made_by_hand(tmp_path):
+    path = tmp_path / "history.pkl"
+    history.save(path, make_record())
+    data = path.read_bytes()
+    path.write_bytes(data[:-71])
+    assert same(history.load(path), make_record())
+    path.write_bytes(data[:-70])
+    with pytest.raises(history.HistoryError, match="left over at its end"):
+        history.load(path)
+
+
+def test_a_record_of_the_first_schema_is_upgraded(tmp_path):
+    old = make_record()
+    old["schema"] = 1
+    del old["normalization"], old["variables_sha256"]
+    (tmp_path / "history.pkl").write_bytes(pickle.dumps(old))
+    history.save(tmp_path / "new.pkl", old)
+    for name in ("history.pkl", "new.pkl"):
+        read = history.load(tmp_path / name)
+        assert same({key: read[key] for key in make_record()}, make_record())
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path):
+    """On a full disk, which a limit on the size of files stands for, in a process of its own."""
+    path = tmp_path / "history.pkl"
+    history.save(path, make_record(seed=1))
+    before = path.read_bytes()
+    process = subprocess.run(
+        [sys.executable, __file__, path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert process.stdout == (
+        f"{str(path)!r}: cannot be written: File too large; nothing was changed\n"
+    ), process.stderr
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["history.pkl"]
+
+
+def test_who_is_reading_keeps_the_earlier_file_whole(tmp_path):
+    path = tmp_path / "history.pkl"
+    history.save(path, make_record(seed=1))
+    with open(path, "rb") as file:
+        history.save(path, make_record(seed=2))
+        assert same(pickle.load(file), make_record(seed=1))
+    assert same(history.load(path), make_record(seed=2))
+
+
+@pytest.mark.parametrize("name", ["file/history.pkl", "folder"])
+def test_a_path_that_cannot_be_written(name, tmp_path):
+    (tmp_path / "file").write_bytes(b"kept")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(history.HistoryError, match=r"cannot be written: \w+ a directory; nothing"):
+        history.save(tmp_path / name, make_record())
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+if __name__ == "__main__":  # the process of test_a_failed_write_leaves_the_earlier_file
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    try:
+        history.save(sys.argv[1], make_record(seed=2))
+    except history.HistoryError as failure:
+        os.write(1, f"{failure}\n".encode())

@@ -1,0 +1,178 @@
+"""The training step and loop: what they compute, that they repeat, that they compile once."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_mnist.data.datasets import Dataset
+from jax_mnist.nn import cnn as model
+from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
+from jax_mnist.training import augment
+from jax_mnist.training import step as training
+
+BATCH, EXAMPLES = 8, 44
+STEPS = EXAMPLES // BATCH
+LONG = 24  # epochs
+HYPER = training.Hyperparameters(
+    learning_rate=0.05,
+    l1=1e-4,
+    l2=1e-3,
+    ema=0.6,
+    strengths=augment.Strengths(brightness=0.1, contrast=0.1, rotation=7.0),
+)
+RECIPE = training.Recipe(
+    model=model.CNN(norm=functools.partial(GhostBatchNorm, ghost_batch_size=3, momentum=0.9)),
+    schedule="one_cycle",
+    steps=LONG * STEPS,
+    nesterov=True,
+    average=True,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Blots in one of ten places: the label is the place."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, EXAMPLES).astype(np.int32)
+    images = rng.integers(0, 40, (EXAMPLES, 28, 28, 1))
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 5)
+        image[12 * row + 2 : 12 * row + 10, 5 * column + 1 : 5 * column + 6] += 200
+    return jax.device_put(Dataset(images.astype(np.uint8), labels))
+
+
+def run(data, recipe=RECIPE, hyper=HYPER, seed=0, epochs=2):
+    hyper, state = training.init_replicas(recipe, [hyper], [seed])
+    losses = []
+    for epoch in range(epochs):
+        order = training.epoch_order(state.key[0], epoch, EXAMPLES, BATCH)
+        state, metrics = training.train_epoch(recipe, hyper, state, data, np.asarray(order)[None])
+        losses.append(metrics.loss[0])
+    return jax.tree.map(lambda leaf: leaf[0], state), np.concatenate(losses)
+
+
+def test_an_epoch_visits_each_example_at_most_once_and_drops_the_remainder():
+    key = jax.random.key(0)
+    first = np.asarray(training.epoch_order(key, 0, EXAMPLES, BATCH))
+    second = np.asarray(training.epoch_order(key, 1, EXAMPLES, BATCH))
+    for order in (first, second):
+        assert order.shape == (STEPS, BATCH)
+        assert len(np.unique(order)) == STEPS * BATCH
+        assert order.min() >= 0 and order.max() < EXAMPLES
+    left_out = [set(range(EXAMPLES)) - set(order.ravel()) for order in (first, second)]
+    assert len(left_out[0]) == EXAMPLES - STEPS * BATCH == 4
+    assert left_out[0] != left_out[1]
+    exact = np.asarray(training.epoch_order(key, 0, 40, BATCH))
+    assert sorted(exact.ravel()) == list(range(40))
+
+
+def test_the_step_is_what_its_definition_says(data):
+    """Loss, gradient with both penalties, Nesterov momentum, statistics, average: by hand."""
+    state = training.init(RECIPE, HYPER, 3)
+    index = np.arange(BATCH)
+    after, metrics = training.train_step(RECIPE, HYPER, state, data, index)
+
+    step_key = jax.random.fold_in(jax.random.split(state.key)[1], 0)
+    keys = jax.random.split(step_key, BATCH)
+    images = augment.augment_batch(keys, data.images[:BATCH], HYPER.strengths)
+    one_hot = np.eye(10)[np.asarray(data.labels[:BATCH])]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss_of(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = RECIPE.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        exp = jnp.exp(logits)
+        probabilities = exp / exp.sum(1, keepdims=True)
+        return -jnp.log((probabilities * one_hot).sum(1)).mean(), (logits, updated)
+
+    (loss, (logits, updated)), grads = loss_of(state.params)
+    rate = 0.05 / 25
+    expected = jax.tree.map(
+        lambda p, g: p - rate * 1.9 * (g + 1e-4 * jnp.sign(p) + 1e-3 * p), state.params, grads
+    )
+    chex.assert_trees_all_close(after.params, expected, atol=2e-6)
+    chex.assert_trees_all_close(after.batch_stats, updated["batch_stats"], atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.learning_rate, rate, rtol=1e-5)
+    right = np.asarray(logits).argmax(1) == np.asarray(data.labels[:BATCH])
+    np.testing.assert_allclose(metrics.accuracy, right.mean(), rtol=1e-6)
+    assert after.step == 1
+
+
+def test_the_average_is_a_bias_corrected_mean_of_the_weights(data):
+    state, weights = training.init(RECIPE, HYPER, 0), []
+    for index in np.arange(3 * BATCH).reshape(3, BATCH):
+        state, _ = training.train_step(RECIPE, HYPER, state, data, index)
+        weights.append(state.params)
+    factors = np.array([0.6**2, 0.6, 1])
+    factors /= factors.sum()
+    expected = jax.tree.map(
+        lambda *w: sum(f * a for f, a in zip(factors, w, strict=True)), *weights
+    )
+    averaged = training.inference_variables(HYPER, state)
+    chex.assert_trees_all_close(averaged["params"], expected, atol=1e-6)
+    plain = training.inference_variables(HYPER, state.replace(average=None))
+    chex.assert_trees_all_equal(plain["params"], state.params)
+
+
+def test_training_repeats_and_depends_on_the_seed(data):
+    (first, losses), (second, again) = run(data), run(data)
+    chex.assert_trees_all_equal(first.params, second.params)
+    np.testing.assert_array_equal(losses, again)
+    assert not np.array_equal(losses, run(data, seed=1)[1])
+
+
+def test_an_epoch_is_its_steps_one_by_one(data):
+    hyper, state = training.init_replicas(RECIPE, [HYPER], [0])
+    looped = training.init(RECIPE, HYPER, 0)
+    order = np.asarray(training.epoch_order(looped.key, 0, EXAMPLES, BATCH))[:2]
+    metrics = []
+    for index in order:
+        looped, step_metrics = training.train_step(RECIPE, HYPER, looped, data, index)
+        metrics.append(step_metrics)
+    scanned, scan_metrics = jax.tree.map(
+        lambda leaf: leaf[0], training.train_epoch(RECIPE, hyper, state, data, order[None])
+    )
+    metrics = jax.tree.map(lambda *steps: np.stack(steps), *metrics)
+    chex.assert_trees_all_close(metrics, scan_metrics, atol=1e-4)
+    chex.assert_trees_all_close(looped.params, scanned.params, atol=1e-4)
+    assert scanned.step == looped.step == 2
+
+
+def test_one_compilation_serves_every_step_and_every_strength(data):
+    run(data, epochs=1)
+    compiled = training.train_epoch._cache_size()
+    run(data, epochs=2)
+    run(data, hyper=HYPER.replace(l1=0.0, l2=0.5, learning_rate=0.01, momentum=0.5), epochs=1)
+    same = RECIPE._replace(model=RECIPE.model.clone())
+    run(data, recipe=same, epochs=1)
+    assert training.train_epoch._cache_size() == compiled
+
+
+def test_training_learns(data):
+    _, losses = run(data, hyper=training.Hyperparameters(learning_rate=0.1), epochs=LONG)
+    assert losses[:STEPS].mean() > 2
+    assert losses[-STEPS:].mean() < 0.5
+
+
+def test_evaluation_by_hand_over_a_short_last_batch(data):
+    state, _ = run(data, epochs=1)
+    variables = training.inference_variables(HYPER, state)
+    result = training.evaluate(RECIPE.model, variables, data, batch_size=10)
+    images = augment.normalize(np.asarray(data.images, np.float32) / 255)
+    logits = RECIPE.model.apply(variables, images, train=False)
+    labels = np.asarray(data.labels)
+    np.testing.assert_allclose(result.probabilities, jax.nn.softmax(logits), atol=1e-5)
+    np.testing.assert_allclose(
+        result.loss,
+        optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(),
+        rtol=1e-5,
+    )
+    assert result.accuracy == (np.asarray(logits).argmax(1) == labels).mean()
+    assert result.probabilities.dtype == np.float32
