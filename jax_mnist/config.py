@@ -1,146 +1,207 @@
-"""The base config that every experiment is a difference from, and the check of a config."""
+"""What an experiment may say: one table of fields, from which everything else about them follows.
+
+`base()` makes a config of the defaults, `check()` refuses values that cannot be trained with, and
+`table()` documents the fields. To add a field, add a row here and use its value.
+"""
 
 import importlib.util
-import re
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist.data import datasets
 
+SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+
 
 class ConfigError(ValueError):
-    """A config value that cannot be trained; the message is one line."""
+    """A config that cannot be trained. The message is one line."""
+
+
+class Range(NamedTuple):
+    """The numbers from `low` to `high`; `closed` says whether `high` itself is allowed."""
+
+    low: float
+    high: float = math.inf
+    closed: bool = True
+
+    def holds(self, value: float) -> bool:
+        """Whether a finite value lies in the range."""
+        return math.isfinite(value) and (
+            self.low <= value < self.high or (self.closed and value == self.high)
+        )
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low}"
+        return f"at least {self.low} and {'at most' if self.closed else 'below'} {self.high:,}"
+
+
+class Field(NamedTuple):
+    """A field of a config.
+
+    Attributes:
+      name: Its name.
+      default: Its value in `base()`; every value has the default's type.
+      meaning: What it means, in one line.
+      allowed: The range or the choices of its values; None for any value.
+      unit: The unit of a number.
+      per_replica: Whether replicas that one compiled program trains may differ in it.
+      affects_results: Whether it affects results by more than rounding.
+    """
+
+    name: str
+    default: Any
+    meaning: str
+    allowed: Range | Sequence[str] | None = None
+    unit: str = ""
+    per_replica: bool = False
+    affects_results: bool = True
+
+
+_STRENGTH = Range(0, 1e38)  # the largest float32, about
+_FRACTION = Range(0, 1, closed=False)
+
+FIELDS = (
+    Field("seed", 0, "Seed of everything random.", Range(0, 2**31, closed=False), per_replica=True),
+    Field("replicas", 1, "How many seeds to train: `seed`, `seed + 1`, …", Range(1, 10_000)),
+    Field(
+        "replica_devices",
+        0,
+        "Devices to spread the replicas over; 0 in both this and the next: chosen automatically.",
+        Range(0, 1_000_000),
+        affects_results=False,
+    ),
+    Field(
+        "data_devices",
+        0,
+        "Devices to spread each batch over.",
+        Range(0, 1_000_000),
+        affects_results=False,
+    ),
+    Field("dataset", "mnist", "A known data set, or a folder of IDX files."),
+    Field("train_split", "train", "What to train on, in TFDS's words, such as `train[:50000]`."),
+    Field("validation_split", "test", "What to evaluate on after every epoch, likewise."),
+    Field("data_dir", "", "The TFDS data folder; empty for TFDS's default."),
+    Field("source_dir", "", "A folder with the data set's original files; empty to find them."),
+    Field("epochs", 15, "Length of the training.", Range(1, 100_000), "epochs"),
+    Field("batch_size", 128, "Size of a batch.", Range(1, 1_000_000), "examples"),
+    Field("norm", "batch", "Batch normalisation or ghost batch normalisation.", ("batch", "ghost")),
+    Field("norm_momentum", 0.9, "Decay of the running statistics per update.", _FRACTION),
+    Field("ghost_batch_size", 32, "Size of a ghost batch.", Range(1, 1_000_000), "examples"),
+    Field(
+        "stats_update",
+        "mean",
+        "How ghost batches update the running statistics; see `GhostBatchNorm`.",
+        ("mean", "sequential"),
+    ),
+    Field("schedule", "one_cycle", "The learning-rate schedule.", SCHEDULES),
+    Field("learning_rate", 0.2, "The schedule's peak.", _STRENGTH, per_replica=True),
+    Field("momentum", 0.9, "Momentum of SGD.", _FRACTION, per_replica=True),
+    Field("nesterov", True, "Whether momentum is Nesterov's."),
+    Field(
+        "l1", 0.0, "L1 penalty: adds `l1 * sum abs(w)` to the loss.", _STRENGTH, per_replica=True
+    ),
+    Field("l2", 0.0, "L2 penalty: adds `l2/2 * sum w^2`.", _STRENGTH, per_replica=True),
+    Field(
+        "ema",
+        0.0,
+        "Decay per step of a moving average of the weights, which is then evaluated; 0 for none.",
+        _FRACTION,
+        per_replica=True,
+    ),
+    Field("brightness", 0.1, "Brightness factors are 1 ± this.", _STRENGTH, per_replica=True),
+    Field("contrast", 0.1, "Contrast factors are 1 ± this.", _STRENGTH, per_replica=True),
+    Field("rotation", 7.0, "Largest rotation.", Range(0, 180), "degrees", per_replica=True),
+    Field("shift", 0.0, "Largest shift along each axis.", Range(0, 28), "pixels", per_replica=True),
+    Field("scale", 0.0, "Scale factors are 1 ± this.", _FRACTION, per_replica=True),
+    Field(
+        "shear",
+        0.0,
+        "Largest shear along the x axis.",
+        Range(0, 90, closed=False),
+        "degrees",
+        per_replica=True,
+    ),
+    Field("tensorboard", False, "Whether to write TensorBoard's file too.", affects_results=False),
+)
+
+# Fields that do not affect results, except by rounding.
+NO_EFFECT = tuple(field.name for field in FIELDS if not field.affects_results)
 
 
 def base() -> ConfigDict:
-    """The base: batch normalisation, no decay, the augmentation of the original system.
+    """The base that every experiment is a difference from: batch normalisation without decay.
 
     Returns:
-      A locked `ConfigDict`: fields cannot be added, and keep their types.
+      A locked `ConfigDict` of the defaults: fields cannot be added, and keep their types.
     """
-    config = ConfigDict(
-        {
-            # Replica r of `replicas` is the run of seed + r.
-            "seed": 0,
-            "replicas": 1,
-            # Devices: "replica=2,data=4"; empty is a default, see training.mesh.make_mesh.
-            "mesh": "",
-            # Data: a name in jax_mnist.data.datasets, or a folder of IDX files. Splits are TFDS's:
-            # "train[:50000]". No data_dir means TFDS's default.
-            "dataset": "mnist",
-            "train_split": "train",
-            "validation_split": "test",
-            "data_dir": "",
-            "source_dir": "",
-            # Length.
-            "epochs": 15,
-            "batch_size": 128,
-            # Normalisation: "batch" or "ghost"; the last two are GhostBatchNorm's.
-            "norm": "batch",
-            "norm_momentum": 0.9,
-            "ghost_batch_size": 32,
-            "stats_update": "mean",
-            # Optimiser.
-            "schedule": "one_cycle",
-            "learning_rate": 0.2,
-            "momentum": 0.9,
-            "nesterov": True,
-            "l1": 0.0,
-            "l2": 0.0,
-            # Decay per step of the averaged weights, which are then the ones evaluated; 0 is off.
-            "ema": 0.0,
-            # Augmentation; units and ranges in jax_mnist.training.augment.Strengths.
-            "brightness": 0.1,
-            "contrast": 0.1,
-            "rotation": 7.0,
-            "shift": 0.0,
-            "scale": 0.0,
-            "shear": 0.0,
-            # Whether to write a file for TensorBoard too; needs the extra "tensorboard".
-            "tensorboard": False,
-        }
-    )
-    return config.lock()
+    return ConfigDict({field.name: field.default for field in FIELDS}).lock()
 
 
-_LARGEST = 1e38  # of a float32, about
-
-# Of each number: its least and greatest value, and whether the greatest is itself allowed.
-_RANGES = {
-    "seed": (0, 2**31, False),
-    "replicas": (1, 10_000, True),
-    "epochs": (1, 100_000, True),
-    "batch_size": (1, 1_000_000, True),
-    "norm_momentum": (0, 1, False),
-    "ghost_batch_size": (1, 1_000_000, True),
-    "learning_rate": (0, _LARGEST, True),
-    "momentum": (0, 1, False),
-    "l1": (0, _LARGEST, True),
-    "l2": (0, _LARGEST, True),
-    "ema": (0, 1, False),
-    "brightness": (0, _LARGEST, True),
-    "contrast": (0, _LARGEST, True),
-    "rotation": (0, 180, True),
-    "shift": (0, 28, True),
-    "scale": (0, 1, False),
-    "shear": (0, 90, False),
-}
-
-SCHEDULES = ("constant", "step", "cosine", "one_cycle")
-
-_CHOICES = {
-    "norm": ("batch", "ghost"),
-    "stats_update": ("mean", "sequential"),
-    "schedule": SCHEDULES,
-}
-
-
-# What has no part in the results, but for rounding.
-NO_PART = ("mesh", "tensorboard")
-
-# What may differ between replicas of one compiled program.
-PER_REPLICA = (
-    *("seed", "learning_rate", "momentum", "l1", "l2", "ema"),
-    *("brightness", "contrast", "rotation", "shift", "scale", "shear"),
-)
+def program_fields(config: ConfigDict) -> dict[str, Any]:
+    """What a compiled program is made for: configs that agree in this can train as replicas."""
+    shared = {field.name: config[field.name] for field in FIELDS if not field.per_replica}
+    return shared | {"average": config.ema > 0}  # an average is part of the program, or is not
 
 
 def check(config: ConfigDict) -> None:
-    """Raises `ConfigError`, naming the field, unless every value can be trained with."""
+    """Checks that every value can be trained with.
+
+    Raises:
+      ConfigError: A value cannot; the message names its field.
+    """
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         raise ConfigError(
             f"a config must be a ConfigDict made from config.base(); got a {type(config).__name__}"
         )
-    known = base()
-    for name in sorted(set(known) ^ set(config)):
-        what = "is missing" if name in known else "is none that there is"
+    known = {field.name for field in FIELDS}
+    for name in sorted(known ^ set(config)):
+        what = "is missing" if name in known else "does not exist"
         raise ConfigError(f"config.{name:.64} {what}: make a config from config.base()")
-    for name in known:
-        kind, value = type(known[name]), config[name]
-        if type(value) is not kind:
-            raise ConfigError(f"config.{name} must be of type {kind.__name__}; got {value!r:.64}")
-    for name, (low, high, closed) in _RANGES.items():
-        value = config[name]
-        if not (low <= value < high or (closed and value == high)):  # so written, NaN fails too
-            greatest = f"{'at most' if closed else 'below'} {high:{',' if high < 1e10 else 'g'}}"
-            raise ConfigError(f"config.{name} must be at least {low} and {greatest}; got {value}")
+    for field in FIELDS:
+        _check_value(field, config[field.name])
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
-    axis = r"(replica|data)=[1-9]\d{0,5}"
-    if not re.fullmatch(rf"({axis}(,(?!\2){axis})?)?", config.mesh):
-        raise ConfigError(
-            f"config.mesh must be empty or such as 'replica=2,data=4'; got {config.mesh!r}"
-        )
     try:
         datasets.check_name(config.dataset)
     except datasets.DatasetError as error:
-        raise ConfigError(f"config.dataset must be one that can be had: {error}") from None
+        raise ConfigError(f"config.dataset must be available: {error}") from None
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
             "config.tensorboard needs a library: python -m pip install -e '.[tensorboard]'"
         )
-    for name, choices in _CHOICES.items():
-        if config[name] not in choices:
-            raise ConfigError(
-                f"config.{name} must be one of {', '.join(choices)}; got {config[name]!r}"
-            )
+
+
+def _check_value(field: Field, value: Any) -> None:
+    kind, allowed = type(field.default), field.allowed
+    if type(value) is not kind:
+        raise ConfigError(f"config.{field.name} must be of type {kind.__name__}; got {value!r:.64}")
+    if isinstance(allowed, Range):
+        if not allowed.holds(value):
+            raise ConfigError(f"config.{field.name} must be {allowed}; got {value}")
+    elif allowed is not None and value not in allowed:
+        raise ConfigError(
+            f"config.{field.name} must be one of {', '.join(allowed)}; got {value!r:.64}"
+        )
+
+
+def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an earlier config, with the default of every field that it does not have."""
+    return {field.name: field.default for field in FIELDS} | dict(found)
+
+
+def table() -> str:
+    """The fields as a Markdown table, which is also the help text of the scripts."""
+    rows = ["| field | default | values | meaning |", "| --- | --- | --- | --- |"]
+    for field in FIELDS:
+        allowed = field.allowed
+        if allowed is None:
+            values = "True or False" if isinstance(field.default, bool) else "any text"
+        else:
+            values = str(allowed) if isinstance(allowed, Range) else ", ".join(allowed)
+        cells = (f"`{field.name}`", f"`{field.default!r}`", f"{values} {field.unit}", field.meaning)
+        rows.append(" | ".join(["", *map(str.strip, cells), ""]).strip())
+    return "\n".join(rows)

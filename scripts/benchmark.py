@@ -11,7 +11,6 @@ epoch of each contestant is not counted.
 
 import argparse
 import importlib.util
-import itertools
 import json
 import os
 import platform
@@ -38,41 +37,26 @@ BATCH = 128
 
 def ours(norm, batch_size=BATCH, replicas=1, **fields):
     def prepare(data, steps):
-        import jax
-
         from jax_mnist import config
-        from jax_mnist.data import datasets
-        from jax_mnist.runs import compiler
-        from jax_mnist.runs import loop as runner
-        from jax_mnist.training import step as training
-        from jax_mnist.training.recipe import make_recipe
+        from jax_mnist.runs import compiler, loop
+        from jax_mnist.runs.run import Run
 
-        steps = max(1, steps * BATCH // batch_size)  # as many images
         compiler.configure()
         settings = config.base()
         settings.update({"norm": norm, "batch_size": batch_size, **fields})
-        train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
-        recipe, hyper = make_recipe(settings, len(train.images))
-        train_data, test_data = jax.device_put((train, test))
-        hyper, state = training.init_replicas(recipe, [hyper] * replicas, range(replicas))
-
-        chunk = runner.steps_per_call(steps, replicas)
-        epochs = itertools.count()
-
-        def train_epoch(calls=None):
-            nonlocal state
-            orders = runner.epoch_orders(state.key, next(epochs), len(train.images), batch_size)
-            for first in range(0, steps, chunk)[:calls]:
-                part = orders[:, first : first + chunk]
-                state, metrics = training.train_epoch(recipe, hyper, state, train_data, part)
-                jax.device_get(metrics)
+        settings.update(epochs=1000, train_split=f"train[:{steps * BATCH}]")
+        seeds = [settings.copy_and_resolve_references() for _ in range(replicas)]
+        for seed, of_seed in enumerate(seeds):
+            of_seed.seed = seed
+        program, progress = loop.build([Run("", of_seed, Path()) for of_seed in seeds])
+        training = loop.training(program, progress)
 
         def epoch():
-            train_epoch()
-            variables = jax.vmap(training.inference_variables)(hyper, state)
-            return training.evaluate_replicas(recipe.model, variables, test_data)[0].accuracy
+            for progress in training:
+                if progress.step % program.steps_per_epoch == 0:
+                    return float(progress.epochs[-1]["validation_accuracy"][0])
 
-        return lambda: train_epoch(calls=1), epoch
+        return lambda: next(training), epoch
 
     return prepare
 

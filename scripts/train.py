@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from jax_mnist.analysis import run as analysis
 from jax_mnist.runs import history, processes
-from jax_mnist.runs import loop as runner
+from jax_mnist.runs import train as training
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -53,19 +53,19 @@ def main(arguments):
         processes.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    records = runner.train(
-        _CONFIG.value, workdir, _FRESH.value, runner.Saving(_EVERY.value, _KEEP.value)
+    records = training.train(
+        _CONFIG.value, workdir, _FRESH.value, training.Policy(_EVERY.value, _KEEP.value)
     )
     for record in records:
         if history.has_diverged(record):
-            continue  # it was said when it happened
+            continue  # reported when it happened
         summary = analysis.summary(record)
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
-        runner.say(
+        training.say(
             f"{record['name']}{of_seed}: validation accuracy {summary.final_accuracy:.2%} at the "
             f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
         )
-    runner.say(f"results in {workdir}/")
+    training.say(f"results in {workdir}/")
     if any(map(history.has_diverged, records)):
         sys.exit(1)
 

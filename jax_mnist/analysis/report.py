@@ -11,7 +11,7 @@ import markdown
 
 from jax_mnist.analysis import plots, statistics, study_plots
 from jax_mnist.analysis.statistics import Confusion, Difference, Interval, Variants, Verdict
-from jax_mnist.config import NO_PART
+from jax_mnist.config import NO_EFFECT
 from jax_mnist.data import files
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
@@ -79,7 +79,7 @@ def _text(
     few = min((len(runs) for runs in variants.values() if len(runs) > 1), default=FEW_SEEDS)
     images = len(records[0]["predictions"]["label"])
     configs = [record["config"] for record in every]
-    fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_PART)]
+    fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_EFFECT)]
     varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
     common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
     original = all(c.get("dataset", "mnist") == "mnist" for c in configs)  # who claimed something

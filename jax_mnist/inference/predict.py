@@ -14,8 +14,7 @@ from jax_mnist.nn.cnn import CNN
 from jax_mnist.runs import history, results
 from jax_mnist.runs.history import HistoryError, Record
 from jax_mnist.runs.run import HISTORY, seed_folders
-from jax_mnist.training import augment, recipe
-from jax_mnist.training import step as training
+from jax_mnist.training import augment, evaluation, recipe
 
 
 class Trained(NamedTuple):
@@ -82,5 +81,5 @@ def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
       float32 `[batch, 10]`.
     """
     normalization = augment.Normalization(**trained.records[0]["normalization"])
-    logits = training.predict(trained.model, trained.variables, images[..., None], normalization)
+    logits = evaluation.predict(trained.model, trained.variables, images[..., None], normalization)
     return np.asarray(jax.nn.softmax(logits).mean(0))

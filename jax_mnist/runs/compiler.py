@@ -11,16 +11,16 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 def configure() -> None:
-    """Sets up this process for training: start-up time and memory, never results.
+    """Sets up this process for training. It affects start-up time and memory, never results.
 
     Compiled programs are kept on disk, in `JAX_COMPILATION_CACHE_DIR` or the user's cache folder,
     so that a second run starts at once. On a CPU, glibc is told to keep the memory of one step
-    for the next: given back to the system, it is cleared page by page each time, which made a
-    step take 1.4 times as long.
+    for the next: memory that is given back to the system is cleared page by page when it is used
+    again, which made a step take 1.4 times as long.
     """
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # A program is compiled for a number of cores, of which JAX's own key says nothing.
+        # Programs are compiled for a number of cores, which is not part of JAX's own key.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         folder = cache / "jax_mnist" / f"{cores}-cores"
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,9 +1,9 @@
-"""Watching runs while they train: `metrics.jsonl` and, if the config asks, TensorBoard's file.
+"""Metrics to watch while runs train: `metrics.jsonl` and, if the config asks, TensorBoard's file.
 
-Both are in the run's folder. They are written anew from the checkpoint when training goes on, so
-that no epoch is there twice or missing, and grow by an epoch at a time.
+Both are in the run's folder. They grow by an epoch at a time, and are written anew from the
+checkpoint when training resumes, so that no epoch is missing or there twice.
 
-A line of `metrics.jsonl` is an epoch, in strict JSON: `epoch`, from 1, and the metrics of
+A line of `metrics.jsonl` is an epoch, in strict JSON: `epoch`, counted from 1, and the metrics of
 `history`. A value that is not finite is null, which pandas, jq and JavaScript read.
 """
 
@@ -11,17 +11,19 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from jax_mnist.data import files
-from jax_mnist.runs import history
+from jax_mnist.runs import history, processes
+from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.run import METRICS, Run
 
 EVENTS = "events.out.tfevents.jax_mnist"
 
-# As history.METRICS; what stands before the stroke is a section of TensorBoard's page.
+# What stands before the slash is a section of TensorBoard's page.
 _TAGS = {
     "train_loss": "loss/train",
     "train_accuracy": "accuracy/train",
@@ -30,74 +32,71 @@ _TAGS = {
     "learning_rate": "training/learning rate",
     "seconds": "training/seconds",
 }
+_IMAGES, _ENLARGED = 25, 4  # how many misclassified images, and how many times enlarged
 
 
-def begin(
-    runs: Sequence[Run], epochs: Sequence[dict[str, list[float]]], lengths: Sequence[int]
-) -> None:
-    """Writes the files with the epochs so far; what an earlier beginning wrote goes.
-
-    Args:
-      runs: that train together.
-      epochs: of each complete epoch, the metrics of `history`, each a list over the runs.
-      lengths: of each run, the most epochs that it has.
+def begin(program: Program, progress: Progress) -> None:
+    """Writes the files of every run with the epochs so far, replacing earlier ones.
 
     Raises:
-      OSError: a file could not be written, in one line.
+      OSError: A file could not be written; the message is one line.
     """
-    for number, run in enumerate(runs):
-        known = list(enumerate(epochs[: lengths[number]], 1))
-        lines = [_line(epoch, _of(metrics, number)) for epoch, metrics in known]
-        files.write_atomically(run.workdir / METRICS, b"".join(lines))
-        if run.config.tensorboard:
-            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-
-            path = run.workdir / EVENTS
-            data = _events(
-                {"file_version": "brain.Event:2"},
-                {"summary": hparams_pb(run.config.to_dict(), str(run.workdir))},
-                *(_scalars(epoch, _of(metrics, number)) for epoch, metrics in known),
-            )
-            # A viewer that looks on keeps the file open, and its place in it: so the same file, in
-            # which an epoch has always the same place.
-            _write(path, "r+b" if path.exists() else "wb", data)
+    if processes.is_first_process():
+        for number, run in enumerate(program.runs):
+            _begin(run, progress.epochs_of(number))
 
 
-def add(
-    runs: Sequence[Run], epochs: Sequence[dict[str, list[float]]], lengths: Sequence[int]
-) -> None:
-    """Appends the last of the epochs; the arguments are those of `begin`."""
-    for number, run in enumerate(runs):
-        if len(epochs) <= lengths[number]:
-            metrics = _of(epochs[-1], number)
-            _write(run.workdir / METRICS, "ab", _line(len(epochs), metrics))
-            if run.config.tensorboard:
-                _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), metrics)))
+def _begin(run: Run, epochs: list[dict[str, float]]) -> None:
+    lines = [_line(number, metrics) for number, metrics in enumerate(epochs, 1)]
+    files.write_atomically(run.workdir / METRICS, b"".join(lines))
+    if run.config.tensorboard:
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        path = run.workdir / EVENTS
+        data = _events(
+            {"file_version": "brain.Event:2"},
+            {"summary": hparams_pb(run.config.to_dict(), str(run.workdir))},
+            *(_scalars(number, metrics) for number, metrics in enumerate(epochs, 1)),
+        )
+        # A viewer keeps the file open, and its place in it: so the same file is written, in which
+        # an epoch always has the same place.
+        _write(path, "r+b" if path.exists() else "wb", data)
+
+
+def add(program: Program, progress: Progress) -> None:
+    """Appends the newest epoch to the files of every run that has it; raises as `begin` does."""
+    if processes.is_first_process():
+        for number, run in enumerate(program.runs):
+            epochs = progress.epochs_of(number)
+            if len(epochs) == len(progress.epochs):
+                _write(run.workdir / METRICS, "ab", _line(len(epochs), epochs[-1]))
+                if run.config.tensorboard:
+                    _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), epochs[-1])))
 
 
 def end(run: Run, record: history.Record) -> None:
-    """Adds the misclassified images to TensorBoard's file.
-
-    Raises:
-      OSError: the file could not be written, in one line.
-    """
+    """Adds the misclassified images to TensorBoard's file; raises as `begin` does."""
     if run.config.tensorboard:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        from jax_mnist.analysis import plots
-
-        figure = plots.misclassified(record)
-        width, height = figure.canvas.get_width_height()
-        image = Summary.Image(
-            encoded_image_string=plots.png(figure), width=width, height=height, colorspace=4
-        )
-        summary = Summary(value=[Summary.Value(tag="misclassified", image=image)])
         step = len(record["metrics"]["seconds"])
-        _write(run.workdir / EVENTS, "ab", _events({"step": step, "summary": summary}))
+        images = [
+            {"step": step, "summary": _image(rank, mistake, record["label_names"])}
+            for rank, mistake in enumerate(history.rank_mistakes(record, _IMAGES), 1)
+        ]
+        _write(run.workdir / EVENTS, "ab", _events(*images))
 
 
-def _of(metrics: dict[str, list[float]], number: int) -> dict[str, float]:
-    return {key: metrics[key][number] for key in history.METRICS}
+def _image(rank: int, mistake: history.Mistake, names: list[str]) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    size = tuple(_ENLARGED * side for side in mistake.image.shape)
+    data = io.BytesIO()
+    Image.fromarray(mistake.image).resize(size, Image.Resampling.NEAREST).save(data, "PNG")
+    image = Summary.Image(
+        encoded_image_string=data.getvalue(), width=size[0], height=size[1], colorspace=1
+    )
+    said = f"{names[mistake.prediction]} ({mistake.probability:.0%})"
+    tag = f"misclassified/{rank:02} true {names[mistake.label]}, predicted {said}"
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def _line(epoch: int, metrics: dict[str, float]) -> bytes:
@@ -114,10 +113,10 @@ def _scalars(epoch: int, metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def _events(*events: dict[str, Any]) -> bytes:
-    """Events, given by the fields of TensorBoard's `Event`, as in its files.
+    """Events, each given by the fields of TensorBoard's `Event`, as they are in its files.
 
-    Its own `EventFileWriter` writes in a thread, where errors are late, and cannot go on with a
-    file.
+    TensorBoard's own `EventFileWriter` writes in a thread, so that errors come late, and cannot
+    continue a file.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter

@@ -1,10 +1,9 @@
 """The files of a trained run: its record and its variables."""
 
 import hashlib
-import os
+import operator
 import platform
 import re
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,52 +12,71 @@ import flax.serialization
 import jax
 import numpy as np
 
-from jax_mnist.data import datasets, files
+from jax_mnist.data import files
+from jax_mnist.data.files import PathLike
 from jax_mnist.nn.cnn import parameter_count
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
+from jax_mnist.runs.loop import Program, Progress, evaluate
 from jax_mnist.runs.run import HISTORY, VARIABLES, Run
-from jax_mnist.training import augment
-from jax_mnist.training import step as training
+from jax_mnist.training import mesh as mesh_lib
+from jax_mnist.training.evaluation import Evaluation
+from jax_mnist.training.state import inference_variables
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def make_record(
-    run: Run,
-    variables: dict[str, Any],
-    metrics: dict[str, np.ndarray],
-    evaluation: training.Evaluation,
-    validation: datasets.Dataset,
-    label_names: Sequence[str],
-    normalization: augment.Normalization,
-    devices: int,
+def make(program: Program, progress: Progress) -> list[tuple[Record, dict[str, Any]]]:
+    """The record and the variables of every run; every process must call this.
+
+    Returns:
+      Records as `history` describes them, and variables as NumPy arrays.
+    """
+    evaluations = evaluate(program, progress.state)
+    variables = jax.vmap(inference_variables)(program.hyper, progress.state)
+    variables = mesh_lib.fetch(program.mesh, variables)
+    results = []
+    for number, (run, evaluation) in enumerate(zip(program.runs, evaluations, strict=True)):
+        epochs = progress.epochs_of(number)
+        metrics = {key: np.array([epoch[key] for epoch in epochs]) for key in history.METRICS}
+        of_run = jax.tree.map(operator.itemgetter(number), variables)
+        record = _record(program, run, metrics, evaluation) | {
+            "parameters": parameter_count(of_run["params"])
+        }
+        sound = not history.has_diverged(record)
+        record["variables_sha256"] = hashlib.sha256(_to_bytes(of_run)).hexdigest() if sound else ""
+        results.append((record, of_run))
+    return results
+
+
+def _record(
+    program: Program, run: Run, metrics: dict[str, np.ndarray], evaluation: Evaluation
 ) -> Record:
-    """What `save` takes, from what training gave; `variables` are NumPy arrays."""
+    images, labels = jax.device_get(program.validation)
     prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
-    wrong = np.flatnonzero(prediction != validation.labels).astype(np.int32)
+    wrong = np.flatnonzero(prediction != labels).astype(np.int32)
     device = jax.devices()[0]
-    record = {
+    return {
         "schema": history.SCHEMA,
         "name": run.name,
         "config": run.config.to_dict(),
         "seed": run.config.seed,
-        "parameters": parameter_count(variables["params"]),
         "metrics": metrics,
         "predictions": {
-            "label": validation.labels.astype(np.int32),
+            "label": labels.astype(np.int32),
             "prediction": prediction,
             "probabilities": evaluation.probabilities.astype(np.float32),
         },
-        "mistakes": {"index": wrong, "images": validation.images[wrong, :, :, 0]},
-        "normalization": normalization._asdict(),
-        "label_names": list(label_names),
+        "mistakes": {"index": wrong, "images": images[wrong, :, :, 0]},
+        "normalization": program.recipe.normalization._asdict(),
+        "label_names": list(program.label_names),
         "packages": _package_versions(),
-        "device": {"platform": device.platform, "kind": _device_kind(device), "count": devices},
+        "device": {
+            "platform": device.platform,
+            "kind": _device_kind(device),
+            "count": 1 if program.mesh is None else program.mesh.size,
+        },
     }
-    sound = not history.has_diverged(record)
-    record["variables_sha256"] = hashlib.sha256(_to_bytes(variables)).hexdigest() if sound else ""
-    return record
 
 
 def save(workdir: Path, record: Record, variables: dict[str, Any]) -> None:
@@ -73,7 +91,7 @@ def _to_bytes(variables: dict[str, Any]) -> bytes:
     return data
 
 
-def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def load_variables(workdir: PathLike) -> dict[str, Any]:
     """The final variables of a run, as NumPy arrays: `{"params": ..., "batch_stats": ...}`.
 
     Example::
@@ -82,18 +100,18 @@ def load_variables(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         network = recipe.make_model(ConfigDict(record["config"]))
         variables = results.load_variables("runs/gbn")
         test = datasets.load("mnist", "test")
-        print(training.evaluate(network, variables, test).accuracy)
+        print(evaluation.evaluate(network, variables, test).accuracy)
 
     Raises:
-      OSError: the file cannot be read.
-      HistoryError: nor can the history beside it, which has the file's checksum.
-      ValueError: the file is damaged, or another run's.
+      OSError: The file cannot be read.
+      HistoryError: The history beside it, which has the file's checksum, cannot be read.
+      ValueError: The file is damaged, or belongs to another run.
     """
     path = Path(workdir) / VARIABLES
     data = path.read_bytes()
     checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
     if checksum not in ("", hashlib.sha256(data).hexdigest()):
-        raise ValueError(f"{path} is damaged, or another run's: train again to replace it")
+        raise ValueError(f"{path} is damaged or belongs to another run: train again to replace it")
     variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
     return variables
 
@@ -104,7 +122,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def _device_kind(device: jax.Device) -> str:
-    """The device's model; JAX calls every CPU "cpu", where Linux knows more."""
+    """The device's model. JAX calls every CPU "cpu"; Linux knows more."""
     if device.platform == "cpu" and _CPU_INFO.exists():
         model_name = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE)
         return model_name[1] if model_name else device.device_kind

@@ -1,4 +1,4 @@
-"""Being asked to stop, by Ctrl-C or by whoever runs the machine."""
+"""Requests to stop: Ctrl-C and SIGTERM."""
 
 import contextlib
 import os
@@ -6,11 +6,11 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_WORD = b"\nstopping: finishes its step and saves; Ctrl-C again leaves at once\n"
+_ANSWER = b"\nstopping after this step, and saving; press Ctrl-C again to leave at once\n"
 
 
 class StoppedError(Exception):
-    """Training was asked to stop, and saved a checkpoint; the same call goes on from there."""
+    """Training was asked to stop, and saved a checkpoint; the same call resumes there."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message, number)  # both, so that it can be pickled
@@ -24,7 +24,7 @@ class StoppedError(Exception):
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list while it lasts; a second SIGINT ends the process.
 
-    Only a process's main thread can do this: in another the list stays empty.
+    Only the main thread of a process can do this; in another one the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -34,18 +34,7 @@ def stop_signals() -> Iterator[list[int]]:
     # compilation; what the system writes into a pipe is read at once.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-
-    def watch() -> None:
-        asked = 0
-        while number := os.read(reader, 1):
-            if number[0] == signal.SIGINT:
-                if asked:
-                    os._exit(128 + signal.SIGINT)
-                os.write(2, _WORD)
-            asked += number[0] in (signal.SIGINT, signal.SIGTERM)
-        os.close(reader)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_answer, args=(reader,), daemon=True).start()
     handlers = {
         number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -58,3 +47,15 @@ def stop_signals() -> Iterator[list[int]]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(writer)
+
+
+def _answer(reader: int) -> None:
+    """Answers the first Ctrl-C, and leaves at the second; ends when the pipe is closed."""
+    asked = False
+    while number := os.read(reader, 1):
+        if number[0] == signal.SIGINT:
+            if asked:
+                os._exit(128 + signal.SIGINT)
+            os.write(2, _ANSWER)
+        asked = asked or number[0] in (signal.SIGINT, signal.SIGTERM)
+    os.close(reader)

@@ -8,6 +8,7 @@ greyscale images, in floating point: no rounding to 256 levels on the way.
 import functools
 from typing import NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,16 +31,16 @@ MNIST = Normalization(0.1307, 0.3081)
 
 
 @flax.struct.dataclass
-class Strengths:
-    """How strong each random change is; 0 turns it off. Traced values, not constants.
+class AugmentParams:
+    """How strong each random change is, as values that may be traced; 0 turns a change off.
 
     Attributes:
-      brightness: the factor is uniform in `[max(0, 1 - brightness), 1 + brightness]`.
-      contrast: likewise.
-      rotation: degrees; the angle is uniform in `[-rotation, rotation]`.
-      shift: pixels; each of the two offsets is uniform in `[-shift, shift]`.
-      scale: the factor is uniform in `[1 - scale, 1 + scale]`.
-      shear: degrees; the angle along the x axis is uniform in `[-shear, shear]`.
+      brightness: The factor is uniform in `[max(0, 1 - brightness), 1 + brightness]`.
+      contrast: Likewise.
+      rotation: In degrees; the angle is uniform in `[-rotation, rotation]`.
+      shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
+      scale: The factor is uniform in `[1 - scale, 1 + scale]`.
+      shear: In degrees; the angle along the x axis is uniform in `[-shear, shear]`.
     """
 
     brightness: ArrayLike = 0.0
@@ -72,10 +73,10 @@ def color_jitter(key: Array, image: Array, brightness: ArrayLike, contrast: Arra
     """Random brightness and contrast, in random order (torchvision's `ColorJitter`).
 
     Args:
-      key: a key for this image alone.
-      image: `[height, width, 1]`, in [0, 1].
-      brightness: see `Strengths`.
-      contrast: see `Strengths`.
+      key: A key for this image alone.
+      image: An array `[height, width, 1]`, in [0, 1].
+      brightness: See `AugmentParams`.
+      contrast: See `AugmentParams`.
 
     Returns:
       An array of the same shape, in [0, 1].
@@ -100,14 +101,14 @@ def affine(
 ) -> Array:
     """Shears, rotates, scales about the centre, then shifts, with one bilinear interpolation.
 
-    The conventions are those of torchvision's `affine`; what comes from outside is zero.
+    The conventions are those of torchvision's `affine`; pixels from outside the image are zero.
 
     Args:
-      image: `[height, width, channels]`.
-      rotation: degrees, clockwise as the image is seen (y points down).
-      shift: `(x, y)` in pixels, right and down.
-      scale: factor; above 1 the content grows.
-      shear: degrees along the x axis.
+      image: An array `[height, width, channels]`.
+      rotation: In degrees, clockwise as the image is seen (y points down).
+      shift: `(x, y)` in pixels, to the right and down.
+      scale: A factor; above 1 the content grows.
+      shear: In degrees, along the x axis.
 
     Returns:
       A float array of the same shape.
@@ -130,7 +131,7 @@ def _inverse(
     scale: ArrayLike,
     shear: ArrayLike,
 ) -> tuple[Array, Array]:
-    """Matrix and offset that lead from a pixel `(y, x)` of `affine`'s output to its input."""
+    """The matrix and offset that map a pixel `(y, x)` of `affine`'s output to its input."""
     angle, slant = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     # Undone in this order: the shift, the scale and rotation, the shear.
@@ -148,50 +149,58 @@ def random_affine(
     scale: ArrayLike = 0.0,
     shear: ArrayLike = 0.0,
 ) -> Array:
-    """`affine` with each value drawn from its range; see `Strengths` for the ranges.
+    """`affine` with each value drawn from its range; see `AugmentParams` for the ranges.
 
     With `rotation` alone this is torchvision's `RandomRotation(rotation, BILINEAR)`.
 
     Args:
-      key: a key for this image alone.
-      image: `[height, width, channels]`.
-      rotation: degrees.
-      shift: pixels (not rounded to whole ones).
-      scale: fraction.
-      shear: degrees.
+      key: A key for this image alone.
+      image: An array `[height, width, channels]`.
+      rotation: In degrees.
+      shift: In pixels, not rounded to whole ones.
+      scale: A fraction.
+      shear: In degrees.
 
     Returns:
       A float array of the same shape.
     """
     u = jax.random.uniform(key, (5,), minval=-1, maxval=1)
-    return affine(image, u[0] * rotation, u[1:3] * shift, 1 + u[3] * scale, u[4] * shear)
+    return affine(
+        image, u[0] * rotation, u[1:3] * shift, scale=1 + u[3] * scale, shear=u[4] * shear
+    )
 
 
 def augment(
-    key: Array, image: Array, strengths: Strengths, normalization: Normalization = MNIST
+    key: Array, image: Array, params: AugmentParams, normalization: Normalization = MNIST
 ) -> Array:
-    """Jitter, warp and normalise one image.
+    """Jitters, warps and normalises one image.
 
     Args:
-      key: a key for this image alone.
-      image: uint8 `[height, width, 1]`.
-      strengths: how strong each change is.
-      normalization: constants of `normalize`.
+      key: A key for this image alone.
+      image: A uint8 array `[height, width, 1]`.
+      params: How strong each change is.
+      normalization: The constants of `normalize`.
 
     Returns:
       float32 `[height, width, 1]`, normalised.
     """
     jitter_key, affine_key = jax.random.split(key)
-    s = strengths
     x = image.astype(jnp.float32) / 255
-    x = color_jitter(jitter_key, x, s.brightness, s.contrast)
-    x = random_affine(affine_key, x, s.rotation, s.shift, s.scale, s.shear)
+    x = color_jitter(jitter_key, x, params.brightness, params.contrast)
+    x = random_affine(
+        affine_key,
+        x,
+        rotation=params.rotation,
+        shift=params.shift,
+        scale=params.scale,
+        shear=params.shear,
+    )
     return normalize(x, *normalization)
 
 
 def normalization_of(images: np.ndarray) -> Normalization:
-    """Of uint8 `[n, ...]` images, in float64, then to four digits, as such constants are given."""
-    # NumPy counts in arrays of int64: of a few images at a time, or they take gigabytes.
+    """The constants of uint8 `[n, ...]` images, computed in float64, rounded to four digits."""
+    # NumPy counts in arrays of int64: for all images at once they would take gigabytes.
     parts = (images[start : start + 1000] for start in range(0, len(images), 1000))
     levels = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / images.size
     values = np.arange(256) / 255
@@ -201,7 +210,9 @@ def normalization_of(images: np.ndarray) -> Normalization:
 
 @functools.partial(separate, static_argnums=3)
 def augment_batch(
-    keys: Array, images: Array, strengths: Strengths, normalization: Normalization = MNIST
+    keys: Array, images: Array, params: AugmentParams, normalization: Normalization = MNIST
 ) -> Array:
-    """`augment` over uint8 `[batch, height, width, 1]`, each image with its own key."""
-    return jax.vmap(lambda key, image: augment(key, image, strengths, normalization))(keys, images)
+    """`augment` over uint8 images `[batch, height, width, 1]`, each with its own key `[batch]`."""
+    chex.assert_rank(images, 4)
+    chex.assert_equal_shape_prefix((keys, images), 1)
+    return jax.vmap(lambda key, image: augment(key, image, params, normalization))(keys, images)

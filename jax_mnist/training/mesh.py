@@ -1,10 +1,10 @@
 """Several devices and hosts: a mesh with the axes `replica` and `data`, on JAX's own runtime.
 
-Replicas are spread over `replica` and never communicate. Over `data` the batch of each is spread:
-gradients, metrics and the statistics of norms are averaged, ghost batches stay on their device.
+Replicas are spread over `replica` and never communicate. Over `data` each batch is spread:
+gradients, metrics and the statistics of norms are averaged, and ghost batches stay on their device.
 """
 
-import re
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,75 +20,86 @@ REPLICA, DATA = "replica", "data"
 
 
 def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
-    """The mesh for a config, or None where one device does everything.
+    """The mesh for a config, or None if one device does everything.
+
+    If both `replica_devices` and `data_devices` are 0, all devices go to `replica` if there are
+    several replicas; else as many go to `data` as can share the batch evenly and its ghost batches
+    whole. If one of them is 0, it counts as 1.
 
     Args:
-      config: `mesh` is such as `'replica=2,data=4'`; an axis that is not named has size 1. Empty
-        is: all devices on `replica` if there are several replicas; else on `data`, as many as can
-        share the batch evenly and its ghost batches whole.
-      replicas: how many train together; where `replica` does not divide them, devices idle.
+      config: See `config.FIELDS`.
+      replicas: How many train together. If `replica` does not divide them, devices idle.
 
     Raises:
-      ConfigError: there are fewer devices, the batch or its ghost batches cannot be shared evenly,
-        or a process would have no part.
+      ConfigError: There are too few devices, the batch or its ghost batches cannot be shared
+        evenly, or a process would have no part.
     """
-    text, batch_size = config.mesh, config.batch_size
-    devices = jax.devices()
-    sizes = {REPLICA: 1, DATA: 1}
-    if text:
-        sizes |= {axis: int(size) for axis, size in re.findall(r"(\w+)=(\d+)", text)}
-    elif replicas > 1:
-        sizes[REPLICA] = len(devices)
-    elif jax.process_count() > 1:
-        sizes[DATA] = len(devices)
-    else:
-        together = config.ghost_batch_size if config.norm == "ghost" else 1
-        if batch_size % together == 0:
-            sizes[DATA] = largest_divisor(batch_size // together, len(devices))
-    shape = (sizes[REPLICA], sizes[DATA])
-    number = shape[0] * shape[1]
-    said = f"config.mesh={text!r}" if text else "every device for data"
-    if number > len(devices):
-        raise ConfigError(f"{said} takes {number} devices; there are {len(devices)}")
-    if batch_size % sizes[DATA]:
-        raise ConfigError(
-            f"{said}: config.batch_size={batch_size} cannot be shared evenly by {sizes[DATA]}"
-        )
-    if sizes[DATA] > 1 and config.norm == "ghost":
-        whole = sizes[DATA] * config.ghost_batch_size
-        if batch_size % whole:
-            raise ConfigError(
-                f"{said}: config.batch_size={batch_size} would cut ghost batches; "
-                f"make it a multiple of {sizes[DATA]} x {config.ghost_batch_size} = {whole}"
-            )
-    if jax.process_count() > 1 and number < len(devices):
-        raise ConfigError(f"{said} takes {number} devices; several processes must use all")
-    if number == 1:
+    number = len(jax.devices())
+    shape = (config.replica_devices, config.data_devices)
+    if shape == (0, 0):
+        shape = _default_shape(config, replicas, number)
+    shape = (max(1, shape[0]), max(1, shape[1]))
+    _check_shape(shape, config, number)
+    if shape == (1, 1):
         return None
-    return Mesh(np.array(devices[:number]).reshape(shape), (REPLICA, DATA))
+    devices = np.array(jax.devices()[: shape[0] * shape[1]])
+    return Mesh(devices.reshape(shape), (REPLICA, DATA))
+
+
+def _default_shape(config: ConfigDict, replicas: int, devices: int) -> tuple[int, int]:
+    if replicas > 1:
+        return devices, 1
+    if jax.process_count() > 1:
+        return 1, devices
+    whole = config.ghost_batch_size if config.norm == "ghost" else 1
+    if config.batch_size % whole:
+        return 1, 1
+    return 1, largest_divisor(config.batch_size // whole, devices)
+
+
+def _check_shape(shape: tuple[int, int], config: ConfigDict, devices: int) -> None:
+    needed, shards, batch_size = shape[0] * shape[1], shape[1], config.batch_size
+    asked = f"a mesh of replica_devices={shape[0]} and data_devices={shards}"
+    if needed > devices:
+        raise ConfigError(f"{asked} needs {needed} devices; there are {devices}")
+    if batch_size % shards:
+        raise ConfigError(
+            f"{asked}: config.batch_size={batch_size} cannot be shared evenly by {shards}"
+        )
+    whole = shards * config.ghost_batch_size
+    if shards > 1 and config.norm == "ghost" and batch_size % whole:
+        raise ConfigError(
+            f"{asked}: config.batch_size={batch_size} would cut ghost batches; "
+            f"make it a multiple of {shards} x {config.ghost_batch_size} = {whole}"
+        )
+    if jax.process_count() > 1 and needed < devices:
+        raise ConfigError(f"{asked} needs {needed} of {devices} devices; processes must use all")
 
 
 def size(mesh: Mesh | None, axis: str) -> int:
-    """How many devices are along an axis."""
+    """How many devices there are along an axis."""
     return 1 if mesh is None else mesh.shape[axis]
 
 
 def put(mesh: Mesh | None, tree: Any, *spec: str) -> Any:
-    """Arrays of the host as arrays on the mesh, spread over the axes in `spec`, or replicated."""
-    if mesh is None:
-        return jax.device_put(tree)
-    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec(*spec)))(tree)
+    """Copies arrays to the mesh, spread over the axes in `spec`, or replicated."""
+    return jax.device_put(tree) if mesh is None else _copy(mesh, spec)(tree)
+
+
+@functools.cache  # so that a mesh and a spec are compiled once
+def _copy(mesh: Mesh, spec: tuple[str, ...]) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def fetch(mesh: Mesh | None, tree: Any) -> Any:
-    """Arrays on the mesh as whole NumPy arrays on every host; every process must call this."""
+    """Copies arrays from the mesh to whole NumPy arrays on every host; every process must call."""
     return jax.device_get(put(mesh, tree) if jax.process_count() > 1 else tree)
 
 
 def spread(
     mesh: Mesh | None, function: Callable[..., Any], in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`jax.shard_map` of a function that averages what it must by itself; itself without a mesh."""
+    """`jax.shard_map` of a function that averages by itself what it must; itself without a mesh."""
     if mesh is None:
         return function
     return jax.shard_map(

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jax_mnist.config import SCHEDULES
-
 
 def add_l1_decay(
     l1_decay: optax.ScalarOrSchedule,
@@ -21,21 +19,21 @@ def add_l1_decay(
     The counterpart of `optax.add_decayed_weights`, which does the same for `l2/2 * sum p^2`.
 
     Args:
-      l1_decay: the strength: a scalar, Python's or traced, or a schedule of it over steps.
-      mask: a tree of booleans with the structure of the parameters (or a prefix of it), or a
-        function of the parameters that returns one: `True` where the penalty applies. All, if
-        None.
+      l1_decay: The strength: a scalar, which may be traced, or a schedule of it over steps.
+      mask: A tree of booleans with the structure of the parameters (or a prefix of it), or a
+        function of the parameters that returns one: `True` where the penalty applies. None
+        applies it everywhere.
 
     Returns:
-      An `optax.GradientTransformation`, whose `update` needs the parameters.
+      An `optax.GradientTransformation` whose `update` needs the parameters.
 
     Raises:
-      ValueError: from `update`, where the parameters are not given.
+      ValueError: Raised by `update` if the parameters are not given.
 
     Example::
 
         >>> import jax.numpy as jnp, optax
-        >>> from jax_mnist.training.optim import add_l1_decay
+        >>> from jax_mnist import add_l1_decay
         >>> params = {"w": jnp.array([2.0, -3.0, 0.0])}
         >>> optimizer = optax.chain(add_l1_decay(0.5), optax.sgd(0.1))
         >>> updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params), params)
@@ -78,19 +76,19 @@ def make_schedule(name: str, peak: ArrayLike, steps: int) -> optax.Schedule:
     """A learning-rate schedule over a run of `steps` steps.
 
     Args:
-      name: `'constant'`; `'step'`, a tenth from half of the run on and a hundredth from three
-        quarters on (as He et al., arXiv:1512.03385, for CIFAR); `'cosine'`, from `peak` to 0
-        (Loshchilov and Hutter, arXiv:1608.03983); or `'one_cycle'`, up from `peak / 25` over the
-        first 30 % of the run and down to `peak / 250,000` (Smith and Topin, arXiv:1708.07120, in
-        PyTorch's and optax's cosine form).
-      peak: the highest learning rate; may be traced.
-      steps: length of the run, at least 1.
+      name: One of `'constant'`; `'step'`, a tenth of the peak from half of the run on and a
+        hundredth from three quarters on (as He et al., arXiv:1512.03385, for CIFAR); `'cosine'`,
+        from `peak` to 0 (Loshchilov and Hutter, arXiv:1608.03983); or `'one_cycle'`, up from
+        `peak / 25` over the first 30 % of the run and down to `peak / 250,000` (Smith and Topin,
+        arXiv:1708.07120, in PyTorch's and optax's cosine form).
+      peak: The highest learning rate; may be traced.
+      steps: Length of the run, at least 1.
 
     Returns:
       A function of the step, counted from 0.
 
     Raises:
-      ValueError: the name is not one of `SCHEDULES`.
+      ValueError: The name is not one of these.
     """
     match name:
         case "constant":
@@ -102,7 +100,7 @@ def make_schedule(name: str, peak: ArrayLike, steps: int) -> optax.Schedule:
         case "one_cycle":
             shape = optax.cosine_onecycle_schedule(steps, 1.0)
         case _:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")
+            raise ValueError(f"unknown schedule {name!r}")
     return lambda step: peak * shape(step)
 
 
@@ -119,14 +117,14 @@ def make_optimizer(
     `weight_decay=l2`. Every number may be traced, so that one compiled step serves all strengths.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      l1: strength of the L1 penalty.
-      l2: strength of the L2 penalty.
-      momentum: decay of the accumulated gradient.
-      nesterov: whether to use Nesterov's momentum.
+      learning_rate: A scalar or a schedule.
+      l1: Strength of the L1 penalty.
+      l2: Strength of the L2 penalty.
+      momentum: Decay of the accumulated gradient.
+      nesterov: Whether to use Nesterov's momentum.
 
     Returns:
-      An `optax.GradientTransformation`, whose `update` needs the parameters.
+      An `optax.GradientTransformation` whose `update` needs the parameters.
     """
     return optax.chain(
         add_l1_decay(l1),

@@ -1,5 +1,6 @@
-"""What a config means: the network, and the training step with its hyper-parameters."""
+"""What a config means: the network, the training step and its hyper-parameters."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -7,15 +8,15 @@ import flax.linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jax_mnist.nn import cnn as model
+from jax_mnist.nn import cnn
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.training import augment
-from jax_mnist.training import mesh as devices
-from jax_mnist.training import step as training
+from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
+from jax_mnist.training.mesh import DATA, size
+from jax_mnist.training.state import Hyperparameters, Recipe
 
 
-def make_model(config: ConfigDict, axis_name: str | None = None) -> model.CNN:
-    """The network that a config describes; for `axis_name` see `nn.BatchNorm`."""
+def make_model(config: ConfigDict, axis_name: str | None = None) -> cnn.CNN:
+    """The network that a config describes; `axis_name` is that of its norms."""
     norm: Callable[..., nn.Module] = functools.partial(
         nn.BatchNorm, momentum=config.norm_momentum, axis_name=axis_name
     )
@@ -27,19 +28,18 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> model.CNN:
             momentum=config.norm_momentum,
             axis_name=axis_name,
         )
-    return model.CNN(norm=norm)
+    return cnn.CNN(norm=norm)
 
 
 def make_recipe(
     config: ConfigDict,
     examples: int,
-    normalization: augment.Normalization = augment.MNIST,
+    normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
-) -> tuple[training.Recipe, training.Hyperparameters]:
-    """What a config means for the training step, over `examples` training examples."""
-    spread = devices.size(mesh, devices.DATA) > 1
-    recipe = training.Recipe(
-        model=make_model(config, devices.DATA if spread else None),
+) -> Recipe:
+    """What the training step is compiled for, over `examples` training examples."""
+    return Recipe(
+        model=make_model(config, DATA if size(mesh, DATA) > 1 else None),
         schedule=config.schedule,
         steps=config.epochs * (examples // config.batch_size),
         nesterov=config.nesterov,
@@ -47,19 +47,12 @@ def make_recipe(
         normalization=normalization,
         mesh=mesh,
     )
-    hyper = training.Hyperparameters(
-        learning_rate=config.learning_rate,
-        l1=config.l1,
-        l2=config.l2,
-        momentum=config.momentum,
-        ema=config.ema,
-        strengths=augment.Strengths(
-            brightness=config.brightness,
-            contrast=config.contrast,
-            rotation=config.rotation,
-            shift=config.shift,
-            scale=config.scale,
-            shear=config.shear,
-        ),
+
+
+def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
+    """The values that the compiled step takes: each is the config's field of the same name."""
+    strengths = {f.name: config[f.name] for f in dataclasses.fields(AugmentParams)}
+    others = (f.name for f in dataclasses.fields(Hyperparameters) if f.name != "augment")
+    return Hyperparameters(
+        augment=AugmentParams(**strengths), **{name: config[name] for name in others}
     )
-    return recipe, hyper

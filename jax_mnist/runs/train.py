@@ -1,0 +1,261 @@
+"""Training runs and writing their files: the one place where the loop meets the disk."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jax_mnist import config as config_lib
+from jax_mnist.data.files import PathLike
+from jax_mnist.nn.cnn import layer_table
+from jax_mnist.runs import checkpoints, compiler, history, loop, metric_writers, processes, results
+from jax_mnist.runs.history import Record
+from jax_mnist.runs.loop import Program, Progress
+from jax_mnist.runs.run import (
+    HISTORY,
+    Run,
+    check_name,
+    exclusive,
+    group_by_program,
+    is_finished,
+    move_aside,
+    replicas,
+)
+from jax_mnist.runs.signals import StoppedError, stop_signals
+from jax_mnist.training.recipe import make_model
+
+Observer = Callable[[Program, Progress], None]
+
+
+class Policy(NamedTuple):
+    """When checkpoints are saved.
+
+    Attributes:
+      every: Epochs between checkpoints.
+      keep: How many of the newest are kept; at least 2, so that there is always a complete one.
+    """
+
+    every: int = 1
+    keep: int = 2
+
+
+DEFAULT_POLICY = Policy()
+
+
+@processes.raise_lost_process()
+def train(
+    config: ConfigDict, workdir: PathLike, fresh: bool = False, policy: Policy = DEFAULT_POLICY
+) -> list[Record]:
+    """Trains every replica of a config, and writes the files of each; see `train_together`.
+
+    Finished replicas are not trained again.
+
+    Args:
+      config: See `config.base`.
+      workdir: The run's folder, or that of the replicas' folders, see `run.replicas`. Its last
+        part is the run's name in legends.
+      fresh: Whether to start over. What `workdir` holds is moved to a folder beside it.
+      policy: When checkpoints are saved.
+
+    Returns:
+      The records, by seed.
+
+    Raises:
+      ConfigError: A value cannot be trained with, or the folder holds a run of another config.
+      DatasetError: The data cannot be had.
+      HistoryError: The folder holds a history that cannot be read.
+      StoppedError: See `train_together`.
+    """
+    workdir = Path(workdir)
+    name = workdir.resolve().name
+    with processes.fail_together():  # only then may another process look
+        config_lib.check(config)
+        check_name(name)
+        if fresh and processes.is_first_process() and (aside := move_aside(workdir)):
+            say(f"moved {workdir} to {aside}")
+    with processes.fail_together():  # before any process writes
+        runs = replicas(name, config, workdir)
+        groups = groups_to_train(runs)
+    if not groups:
+        say(f"{workdir} is finished: nothing to do (--fresh starts over)")
+    else:
+        say(layer_table(make_model(config)))
+    for group in groups:
+        with _progress_bar() as observe:
+            train_together(group, observe, policy)
+    return [history.load(run.workdir / HISTORY) for run in runs]
+
+
+def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs that are not finished, grouped by who trains together.
+
+    Each group is of one program, and resumes at one step.
+
+    Raises:
+      ConfigError: A folder holds a run of another config.
+      HistoryError: A folder holds a history that cannot be read.
+    """
+    unfinished = [run for run in runs if not is_finished(run)]
+    return [
+        group
+        for of_program in group_by_program(unfinished)
+        for group in checkpoints.group_by_step(of_program)
+    ]
+
+
+def train_together(
+    runs: Sequence[Run], observe: Observer, policy: Policy = DEFAULT_POLICY
+) -> list[Record]:
+    """Trains runs as the replicas of one program, and writes the files of each.
+
+    In each run's folder these are `metrics.jsonl`, and at the end `variables.msgpack` and
+    `history.pkl`, see `results` and `history`. The time of an epoch is shared evenly by the runs.
+    Training resumes at the newest checkpoint, with the same result.
+
+    A run whose loss is not finite ends there: a line on standard error says where and why, its
+    history ends with that epoch, and it has no variables. The other runs go on.
+
+    Args:
+      runs: At least one; a group from `groups_to_train`.
+      observe: Called with the program and the progress, first before training.
+      policy: When checkpoints are saved.
+
+    Returns:
+      The records that the histories hold.
+
+    Raises:
+      StoppedError: SIGINT or SIGTERM was received; a checkpoint was saved.
+      ConfigError: The batch is larger than the training set, it does not fit the devices, or
+        another process trains in a folder; nothing was computed.
+      DatasetError: The data cannot be had.
+    """
+    compiler.configure()
+    with processes.fail_together():  # before anything is written
+        program, progress = loop.build(runs)
+    with contextlib.ExitStack() as stack:
+        with processes.fail_together():
+            for run in runs if processes.is_first_process() else ():
+                stack.enter_context(exclusive(run))
+            progress = _resume(program, progress)
+        stopping = stack.enter_context(stop_signals())
+        metric_writers.begin(program, progress)
+        observe(program, progress)
+        for after in loop.training(program, progress):
+            _report_divergence(program, progress, after)
+            ended = len(after.epochs) > len(progress.epochs)
+            progress = after
+            if ended:
+                metric_writers.add(program, progress)
+            observe(program, progress)
+            number = processes.process_max(stopping[0] if stopping else 0)
+            if number or (ended and len(progress.epochs) % policy.every == 0):
+                checkpoints.save(program, progress, policy.keep)
+            if number and not _is_complete(program, progress):
+                raise StoppedError(_where(program, progress), number)
+        return _save_results(program, progress)
+
+
+def _resume(program: Program, progress: Progress) -> Progress:
+    step = checkpoints.newest_common_step(program.runs)
+    if step is None:
+        return progress
+    epoch, within = divmod(step, program.steps_per_epoch)
+    warn(f"resuming after epoch {epoch}, step {within} of {program.steps_per_epoch}")
+    return checkpoints.restore(program, progress, step)
+
+
+def _save_results(program: Program, progress: Progress) -> list[Record]:
+    found = results.make(program, progress)
+    if processes.is_first_process():
+        for run, (record, variables) in zip(program.runs, found, strict=True):
+            metric_writers.end(run, record)
+            results.save(run.workdir, record, variables)
+    processes.process_max(0)  # every process waits until the files are there
+    return [record for record, _ in found]
+
+
+def _is_complete(program: Program, progress: Progress) -> bool:
+    return len(progress.epochs) == program.epochs or not progress.active.any()
+
+
+def _where(program: Program, progress: Progress) -> str:
+    steps = program.steps_per_epoch
+    epoch, step = divmod(progress.step - 1, steps)
+    return (
+        f"stopped and saved in epoch {epoch + 1}, after step {step + 1} of {steps}; "
+        "run the same command again to resume"
+    )
+
+
+def _report_divergence(program: Program, before: Progress, after: Progress) -> None:
+    """Says of each run that has just diverged when it did, and why it may have."""
+    for number in np.flatnonzero(before.active & ~after.active).tolist():
+        run, finite = program.runs[number], np.isfinite(after.partial.loss[number])
+        config, epoch = run.config, (after.step - 1) // program.steps_per_epoch + 1
+        where = f"at epoch {epoch}, step {finite.argmin() + 1}"
+        if finite.all():
+            where = f"at the evaluation after epoch {epoch}"
+        warn(
+            f"{run.name}, seed {config.seed}: the loss was not finite {where}; the learning rate "
+            f"({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) is likely "
+            "too high"
+        )
+
+
+def count_epochs(advance: Callable[[float], Any]) -> Observer:
+    """An observer that passes on the epochs, over all runs, trained since its last call."""
+    counted = 0.0
+
+    def observe(program: Program, progress: Progress) -> None:
+        nonlocal counted
+        epochs = len(program.runs) * progress.step / program.steps_per_epoch
+        advance(epochs - counted)
+        counted = epochs
+
+    return observe
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Observer]:
+    with tqdm(
+        disable=not processes.is_first_process(),
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        delay=0.1,
+        bar_format="{desc} |{bar}| {rate_fmt}, {remaining} left{postfix}",
+    ) as bar:
+
+        def observe(program: Program, progress: Progress) -> None:
+            images = len(program.runs) * program.runs[0].config.batch_size  # in a step
+            bar.total = program.epochs * program.steps_per_epoch * images
+            epoch = min(progress.step // program.steps_per_epoch + 1, program.epochs)
+            bar.set_description(f"epoch {epoch}/{program.epochs}", refresh=False)
+            if progress.epochs and progress.active.any():
+                last = {k: v[progress.active].mean() for k, v in progress.epochs[-1].items()}
+                bar.set_postfix_str(
+                    f"training loss {last['train_loss']:.4f}, validation loss "
+                    f"{last['validation_loss']:.4f}, accuracy {last['validation_accuracy']:.2%}",
+                    refresh=False,
+                )
+            bar.update(progress.step * images - bar.n)
+            bar.refresh()
+
+        yield observe
+
+
+def say(text: str) -> None:
+    """Prints a line; of several processes only the first does."""
+    if processes.is_first_process():
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a line on standard error, above a progress bar; of several processes the first."""
+    if processes.is_first_process():
+        tqdm.write(text, sys.stderr)
