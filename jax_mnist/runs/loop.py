@@ -208,7 +208,9 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
         evaluations = evaluate(program, state) if ends else []
         seconds = progress.seconds + (time.perf_counter() - start) / len(program.runs)
         progress = dataclasses.replace(progress, seconds=seconds)
-        yield _after_epoch(progress, evaluations) if ends else progress
+        if ends:
+            progress = _after_epoch(progress, evaluations)
+        yield progress
 
 
 def evaluate(program: Program, state: TrainState) -> list[Evaluation]:

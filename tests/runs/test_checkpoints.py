@@ -1,41 +1,152 @@
 """Checkpoints: what comes back is what was saved, or an older one, never anything damaged."""
 
+import dataclasses
 import errno
-import json
-import math
-import shutil
+import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
+from tiny import config
 
-from jax_mnist.runs import checkpoints, history
-
-ROOT = Path(__file__).parents[2]
-ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7], np.int32)]
-
-
-def test_the_newest_comes_back_and_older_ones_go(tmp_path):
-    assert checkpoints.restore(tmp_path / "none") is None
-    for step in (3, 20, 100):
-        progress = {"loss": [0.1, math.inf], "step": step}
-        checkpoints.save(tmp_path, step, [a + step for a in ARRAYS], progress, keep=2)
-    step, arrays, progress = checkpoints.restore(tmp_path)
-    assert step == 100
-    for array, expected in zip(arrays, ARRAYS, strict=True):
-        np.testing.assert_array_equal(array, expected + 100)
-        assert array.dtype == expected.dtype
-    assert progress == {"loss": [0.1, math.inf], "step": 100}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["100", "20"]
+from jax_mnist.config import ConfigError
+from jax_mnist.runs import checkpoints, loop
+from jax_mnist.runs.run import Run
 
 
-def test_what_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
-    checkpoints.save(tmp_path, 1, ARRAYS, {}, keep=2)
+@pytest.fixture(scope="module")
+def trained():
+    """Three runs that train together, one of which diverges, after one epoch and a half."""
+    fields = ({}, {"seed": 1}, {"l2": 1e30})
+    runs = [Run(f"{i}", config(epochs=3, **f), Path(f"{i}")) for i, f in enumerate(fields)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "MAX_STEPS_PER_CALL", 6)
+        program, start = loop.build(runs)
+        seen = [progress for _, progress in zip(range(3), loop.training(program, start))]
+    return program, start, seen
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    """The same runs with folders, and a function that saves one of their progresses."""
+    program, start, seen = trained
+    program = program._replace(
+        runs=[run._replace(workdir=tmp_path / run.name) for run in program.runs]
+    )
+
+    def save(number, only=slice(None)):
+        part = program._replace(runs=program.runs[only])
+        progress = dataclasses.replace(
+            seen[number],
+            state=jax.tree.map(lambda leaf: leaf[only], seen[number].state),
+            epochs=tuple({k: v[only] for k, v in e.items()} for e in seen[number].epochs),
+            partial=jax.tree.map(lambda leaf: leaf[only], seen[number].partial),
+            seconds=seen[number].seconds[only],
+        )
+        checkpoints.save(part, progress, keep=2)
+
+    return program, start, seen, save
+
+
+def assert_same(progress, expected):
+    chex.assert_trees_all_equal(dataclasses.astuple(progress), dataclasses.astuple(expected))
+
+
+def names(run):
+    return sorted(path.name for path in (run.workdir / "checkpoints").iterdir())
+
+
+def test_what_comes_back_is_what_was_saved_and_older_ones_go(saved):
+    program, start, seen, save = saved
+    assert checkpoints.newest_common_step(program.runs) is None
+    for number, kept in enumerate((["2"], ["2", "4"], ["4", "6"])):
+        save(number)
+        assert names(program.runs[0]) == [f"{step}.msgpack" for step in kept]
+        step = checkpoints.newest_common_step(program.runs)
+        assert_same(checkpoints.restore(program, start, step), seen[number])
+    assert not seen[-1].active[2] and seen[-1].partial.loss.shape == (3, 2)
+
+
+def test_a_single_run_of_a_group_and_other_groups_resume_alone(saved):
+    program, start, seen, save = saved
+    save(2)
+    for numbers in ([1], [2, 0]):
+        part = program._replace(runs=[program.runs[n] for n in numbers])
+        state = jax.tree.map(lambda leaf, n=len(numbers): leaf[:n], start.state)
+        restored = checkpoints.restore(part, dataclasses.replace(start, state=state), 6)
+        rows = np.array(numbers)
+        expected = jax.tree.map(lambda leaf, rows=rows: leaf[rows], seen[2].state.params)
+        chex.assert_trees_all_equal(restored.state.params, expected)
+        np.testing.assert_array_equal(restored.partial.loss, seen[2].partial.loss[rows])
+        np.testing.assert_array_equal(
+            restored.epochs[0]["train_loss"], seen[2].epochs[0]["train_loss"][rows]
+        )
+
+
+def test_other_devices_resume_too(saved):
+    program, _, seen, save = saved
+    save(1)
+    spread = [run.config.copy_and_resolve_references() for run in program.runs]
+    for one in spread:
+        one.update(replica_devices=2, data_devices=2)
+    runs = [run._replace(config=c) for run, c in zip(program.runs, spread, strict=True)]
+    other, start = loop.build(runs)
+    assert other.mesh.size == 4
+    restored = checkpoints.restore(other, start, 4)
+    assert restored.state.step.tolist() == [4, 4, 4, 4]
+    whole = jax.tree.map(lambda leaf: np.asarray(leaf)[:3], restored.state.params)
+    chex.assert_trees_all_equal(whole, seen[1].state.params)
+    assert next(loop.training(other, restored)).step == 8
+
+
+def test_runs_are_grouped_by_their_newest_common_step(saved):
+    program, _, _, save = saved
+    runs = program.runs
+
+    def groups():
+        return [[run.name for run in g] for g in checkpoints.group_by_step(runs)]
+
+    assert groups() == [["0", "1", "2"]]
+    save(0)
+    save(1, slice(0, 2))  # a kill while the group saved: the third has not got this one
+    assert groups() == [["0", "1", "2"]]
+    assert checkpoints.newest_common_step(runs) == 2
+    save(2, slice(0, 2))  # fewer seeds went on alone, until the third was too far behind
+    assert groups() == [["2"], ["0", "1"]]
+    assert checkpoints.newest_common_step(runs[:2]) == 6
+    more = [*runs, runs[0]._replace(name="new", workdir=runs[0].workdir / "new")]
+    found = checkpoints.group_by_step(more)
+    assert [[run.name for run in g] for g in found] == [["new"], ["2"], ["0", "1"]]
+
+
+DAMAGE = {
+    "emptied": lambda data: b"",
+    "truncated": lambda data: data[:-1],
+    "first bit flipped": lambda data: bytes([data[0] ^ 4]) + data[1:],
+    "last bit flipped": lambda data: data[:-1] + bytes([data[-1] ^ 4]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_removed_and_an_older_one_taken(saved, damage, capsys):
+    program, start, seen, save = saved
+    save(0)
+    save(1)
+    path = program.runs[1].workdir / "checkpoints" / "4.msgpack"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert checkpoints.newest_common_step(program.runs) == 2
+    assert "4.msgpack was damaged and has been removed" in capsys.readouterr().err
+    assert_same(checkpoints.restore(program, start, 2), seen[0])
+    save(1)
+    assert_same(checkpoints.restore(program, start, 4), seen[1])
+
+
+def test_what_cannot_be_read_just_now_is_kept(saved, monkeypatch):
+    program, _, _, save = saved
+    save(0)
 
     def read_bytes(path):
         raise OSError(errno.EMFILE, "Too many open files", str(path))
@@ -43,239 +154,51 @@ def test_what_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_bytes)
         with pytest.raises(OSError, match="Too many open files"):
-            checkpoints.restore(tmp_path)
-    assert checkpoints.restore(tmp_path)[0] == 1
+            checkpoints.newest_common_step(program.runs)
+    assert checkpoints.newest_common_step(program.runs) == 2
 
 
-DAMAGE = {
-    "emptied": lambda data: b"",
-    "truncated": lambda data: data[:-1],
-    "bit flipped": lambda data: data[:-1] + bytes([data[-1] ^ 4]),
-}
+@pytest.mark.parametrize("limit", [0, 100, 1000])
+def test_a_full_disk_leaves_the_earlier_checkpoint(saved, limit):
+    program, start, seen, save = saved
+    save(0)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="cannot be written: File too large") as error:
+            save(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(error.value)
+    assert names(program.runs[0]) == ["2.msgpack"]
+    assert_same(checkpoints.restore(program, start, 2), seen[0])
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_found_and_an_older_checkpoint_taken(tmp_path, damage, capsys):
-    original = tmp_path / "original"
-    for step in (1, 2):
-        checkpoints.save(original, step, [a + step for a in ARRAYS], {"step": step}, keep=2)
-    files = [path for path in (original / "2").rglob("*") if path.is_file()]
-    assert len(files) > 5
-    for number, file in enumerate(files):
-        folder = tmp_path / str(number)
-        shutil.copytree(original, folder)
-        copy = folder / file.relative_to(original)
-        copy.write_bytes(DAMAGE[damage](copy.read_bytes()))
-        if copy.read_bytes() == file.read_bytes():
-            continue  # it was empty
-        _, arrays, progress = checkpoints.restore(folder)
-        assert progress == {"step": 1}, copy
-        np.testing.assert_array_equal(arrays[0], ARRAYS[0] + 1)
-        assert "2 was damaged: removed" in capsys.readouterr().err
-        checkpoints.save(folder, 2, ARRAYS, {"step": 2}, keep=2)
-        assert checkpoints.restore(folder)[2] == {"step": 2}
+def test_changed_data_are_refused(saved):
+    program, start, _, save = saved
+    save(0)
+    changed = program._replace(data_digests=["other"])
+    with pytest.raises(ConfigError, match="has changed since .* was written: bring it back"):
+        checkpoints.restore(changed, start, 2)
 
 
-@pytest.mark.parametrize("limit", [0, 100, 1000, 4000])
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
-    code = f"""
-import resource, signal, sys, numpy as np
-from pathlib import Path
-from jax_mnist.runs import checkpoints
-arrays = [np.random.default_rng(0).normal(size=(40, 40))]
-checkpoints.save(Path(sys.argv[1]), 1, arrays, {{"step": 1}}, keep=2)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-try:
-    checkpoints.save(Path(sys.argv[1]), 2, arrays, {{"step": 2}}, keep=2)
-except OSError as error:
-    print(error)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
-    )
-    assert "cannot be written: File too large" in result.stdout, result
-    assert len(result.stdout.splitlines()) == 1
-    assert "Traceback" not in result.stderr
-    _, arrays, progress = checkpoints.restore(tmp_path)
-    assert progress == {"step": 1}
-    np.testing.assert_array_equal(arrays[0], np.random.default_rng(0).normal(size=(40, 40)))
+def test_a_checkpoint_of_another_network_is_refused(saved):
+    program, start, _, save = saved
+    save(0)
+    larger = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf], -1), start.state.params)
+    other = dataclasses.replace(start, state=start.state.replace(params=larger))
+    with pytest.raises(ConfigError, match="is of another network or version"):
+        checkpoints.restore(program, other, 2)
 
 
-TRAIN = ROOT / "scripts" / "train.py"
-OPTIONS = [
-    "--config", ROOT / "configs" / "gbn_l2.py", "--config.epochs=3", "--config.ema=0.9",
-    "--config.train_split=train[:6400]", "--config.validation_split=test[:200]",
-]  # fmt: skip
-
-
-def train(workdir, program=(TRAIN,), options=()):
-    """The script, or a program that runs it, as a process."""
-    command = [sys.executable, *program, *OPTIONS, f"--workdir={workdir}", *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def finish(workdir):
-    """Runs it to its end, and returns what it wrote on standard error."""
-    process = train(workdir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return errors
-
-
-def wait_for(workdir, process, pattern):
-    while process.poll() is None and not any(workdir.glob(f"checkpoints/{pattern}")):
-        time.sleep(0.001)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(workdir)
-    return workdir
-
-
-def assert_same_results(workdir, expected):
-    first, second = (history.load(folder / "history.pkl") for folder in (workdir, expected))
-    metrics = {"epoch": np.arange(1, 4), **first["metrics"]}
-    epochs = [{key: value[epoch] for key, value in metrics.items()} for epoch in range(3)]
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == epochs
-    for record in (first, second):
-        assert (record["metrics"].pop("seconds") > 0).all()
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    final = "variables.msgpack"
-    assert (workdir / final).read_bytes() == (expected / final).read_bytes()
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_saves_and_goes_on_to_the_same_result(whole, tmp_path, number, status):
-    workdir = tmp_path / "run"
-    process = train(workdir)
-    wait_for(workdir, process, "*/sha256.json")
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == status, errors
-    assert "the same command goes on from there" in errors.splitlines()[-1]
-    assert not (workdir / "history.pkl").exists()
-    assert "going on after epoch" in finish(workdir)
-    assert_same_results(workdir, whole)
-
-
-def test_a_second_ctrl_c_leaves_at_once(whole, tmp_path):
-    workdir = tmp_path / "run"
-    process = train(workdir)
-    assert any("epoch 1/3" in line for line in process.stderr)  # it compiles, for a while
-    process.send_signal(signal.SIGINT)
-    assert any("Ctrl-C again leaves at once" in line for line in process.stderr)
-    start = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
-    assert time.perf_counter() - start < 2
-    unfinished = {"config.json", "checkpoints", "metrics.jsonl"}
-    assert {path.name for path in workdir.iterdir()} <= unfinished
-    finish(workdir)
-    assert_same_results(workdir, whole)
-
-
-def test_a_run_killed_at_random_moments_goes_on_to_the_same_result(whole, tmp_path, thorough):
-    rng = np.random.default_rng(0)
-    workdir = tmp_path / "run"
-    for _ in range(30 if thorough else 4):
-        if (workdir / "history.pkl").exists():  # finished before it was killed: once more
-            assert_same_results(workdir, whole)
-            shutil.rmtree(workdir)
-        process = train(workdir)
-        wait_for(workdir, process, "*")
-        time.sleep(rng.uniform(0, 2))
-        process.kill()
-        process.communicate()
-    finish(workdir)
-    assert_same_results(workdir, whole)
-
-
-# Runs the script, and dies in the moment before a file gets its name.
-DIE = """
-import os, runpy, signal, sys
-name, sys.argv = sys.argv[1], sys.argv[2:]
-replace = os.replace
-def replace_or_die(source, target):
-    if os.path.basename(target) == name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = replace_or_die
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-FILES = ["config.json", "sha256.json", "variables.msgpack", "history.pkl"]
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_run_killed_while_it_writes_a_file(whole, tmp_path, name):
-    workdir = tmp_path / "run"
-    process = train(workdir, program=("-c", DIE, name, TRAIN))
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-    assert not (workdir / "history.pkl").exists()
-    errors = finish(workdir)
-    assert not list(workdir.glob(".*"))
-    assert ("was damaged: removed" in errors) == (name == "sha256.json")
-    assert_same_results(workdir, whole)
-
-
-# Runs the script on a disk that is full, for which a limit on the size of files stands, from the
-# moment in which it opens a file until then.
-FULL = """
-import builtins, os, resource, runpy, signal, sys
-name, sys.argv = sys.argv[1], sys.argv[2:]
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-plain = builtins.open
-def open_full(file, *args, **options):
-    if isinstance(file, (str, os.PathLike)) and f".{name}." in os.path.basename(file):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9, resource.RLIM_INFINITY))
-    return plain(file, *args, **options)
-builtins.open = open_full
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_disk_that_is_full_when_a_file_is_written(whole, tmp_path, name):
-    workdir = tmp_path / "run"
-    process = train(workdir, program=("-c", FULL, name, TRAIN))
-    _, errors = process.communicate()
-    assert process.returncode == 2, errors
-    assert errors.splitlines()[-1].endswith(
-        "cannot be written: File too large; nothing was changed"
-    )
-    assert not list(workdir.rglob(f"*{name}*")) and "Traceback" not in errors
-    finish(workdir)
-    assert_same_results(workdir, whole)
-
-
-def test_a_run_killed_while_orbax_writes(whole, tmp_path):
-    workdir = tmp_path / "run"
-    process = train(workdir)
-    wait_for(workdir, process, "*/sha256.json")
-    wait_for(workdir, process, "*orbax-checkpoint-tmp*")
-    process.kill()
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-    assert "going on after epoch" in finish(workdir)
-    assert_same_results(workdir, whole)
-
-
-def test_checkpoints_of_another_config_are_refused(tmp_path):
-    workdir = tmp_path / "run"
-    process = train(workdir)
-    wait_for(workdir, process, "*/sha256.json")
-    process.kill()
-    process.communicate()
-    process = train(workdir, options=["--config.l1=0.5"])
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert len(errors.splitlines()) == 1 and "l1 is 0.0 there, 0.5 here" in errors
+def test_checkpoints_that_are_elsewhere_are_refused(saved, tmp_path):
+    program, *_ = saved
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "2024.msgpack").write_text("")
+    program.runs[0].workdir.mkdir()
+    (program.runs[0].workdir / "checkpoints").symlink_to("../precious")
+    with pytest.raises(ConfigError, match="checkpoints is a link: remove it"):
+        checkpoints.newest_common_step(program.runs)
+    assert (tmp_path / "precious" / "2024.msgpack").exists()

@@ -1,0 +1,11 @@
+"""The runs of these tests train a tiny network: the network is not what is tested."""
+
+import pytest
+import tiny
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tiny_network():
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.use(patch)
+        yield

@@ -1,0 +1,75 @@
+"""A network that compiles in a moment, to test what is around the network.
+
+`python tests/tiny.py scripts/train.py ...` runs a script with it, in worker processes too.
+"""
+
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import pytest
+
+from jax_mnist import config as config_lib
+from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
+from jax_mnist.runs import train
+from jax_mnist.training import recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+class Tiny(nn.Module):
+    """Averages over 4x4 parts of an image, normalises and classifies them."""
+
+    norm: str
+    ghost_batch_size: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = x.reshape(len(x), 4, 7, 4, 7).mean((2, 4)).reshape(len(x), 16)
+        common = {"use_running_average": not train, "momentum": 0.5, "axis_name": self.axis_name}
+        if self.norm == "ghost":
+            x = GhostBatchNorm(ghost_batch_size=self.ghost_batch_size, **common)(x)
+        else:
+            x = nn.BatchNorm(**common)(x)
+        return nn.Dense(10)(x)
+
+
+def use(patch):
+    """Makes the program train `Tiny`; `patch` undoes it."""
+    patch.setattr(
+        recipe,
+        "make_model",
+        lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
+    )
+    patch.setattr(train, "layer_table", lambda model: "a tiny network")
+
+
+def config(**fields):
+    """Two epochs of four steps."""
+    made = config_lib.base()
+    made.update(
+        train_split="train[:300]",
+        validation_split="test[:150]",
+        epochs=2,
+        batch_size=64,
+        norm="ghost",
+        ghost_batch_size=8,
+        ema=0.5,
+        data_devices=1,
+    )
+    made.update(**fields)
+    return made
+
+
+def without_times(record):
+    metrics = {k: v for k, v in record["metrics"].items() if k != "seconds"}
+    return record | {"metrics": metrics}
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the latter in worker processes
+    use(pytest.MonkeyPatch())
+if __name__ == "__main__":
+    sys.argv = sys.argv[1:]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    exec(compile(Path(sys.argv[0]).read_text(), sys.argv[0], "exec"))
