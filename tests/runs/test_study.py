@@ -1,0 +1,157 @@
+"""Many runs: what is trained, what is not trained again, in whose folder."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from tiny import config, without_times
+
+from jax_mnist import config as config_lib
+from jax_mnist.config import ConfigError
+from jax_mnist.data import datasets
+from jax_mnist.runs import history, study, train, workers
+
+
+def variants(**fields):
+    # A rate so low that rounding does not grow.
+    return {
+        "bn": config(norm="batch", learning_rate=1e-4, **fields),
+        "l2": config(norm="batch", learning_rate=1e-4, l2=0.1, **fields),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Trained together in this process, as on a GPU; tests/scripts starts workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.jax, "default_backend", lambda: "gpu")
+        runs = study.paired_runs(variants(), 2, tmp_path_factory.mktemp("study"))
+        groups = []
+        patch.setattr(
+            train,
+            "train_together",
+            lambda group, observe, original=train.train_together: (
+                groups.append([run.name for run in group]),
+                original(group, observe),
+            ),
+        )
+        return runs, study.train_all(runs), groups
+
+
+def assert_close(record, expected):
+    assert record["config"] == expected["config"]
+    for name, values in without_times(expected)["metrics"].items():
+        tolerance = {"atol": 0.02} if "accuracy" in name else {"rtol": 1e-3}  # 0.02: 3 images
+        np.testing.assert_allclose(record["metrics"][name], values, err_msg=name, **tolerance)
+
+
+def test_every_variant_is_trained_with_the_same_seeds(trained):
+    runs, records, _ = trained
+    assert [(r["name"], r["seed"], r["config"]["l2"]) for r in records] == [
+        ("bn", 0, 0.0), ("l2", 0, 0.1), ("bn", 1, 0.0), ("l2", 1, 0.1),
+    ]  # fmt: skip
+    for run, record in zip(runs, records, strict=True):
+        assert run.workdir.parts[-2:] == (record["name"], f"seed-{record['seed']}")
+        loaded = history.load(run.workdir / "history.pkl")
+        jax.tree.map(np.testing.assert_array_equal, loaded, record)
+        assert loaded["config"] == run.config.to_dict()
+    losses = [record["metrics"]["train_loss"][0] for record in records]
+    assert len(set(losses)) == 4
+
+
+def test_runs_that_share_a_program_train_together_off_the_cpu(trained, tmp_path):
+    assert trained[2] == [["bn", "l2", "bn", "l2"]]
+    (alone,) = train.train(variants()["l2"], tmp_path / "l2")
+    assert_close(trained[1][1], alone)
+
+
+def test_only_what_is_not_finished_is_trained(trained, monkeypatch):
+    monkeypatch.setattr(study.jax, "default_backend", lambda: "gpu")
+    runs, records, _ = trained
+    (runs[2].workdir / "history.pkl").unlink()
+    before = {run.workdir: (run.workdir / "variables.msgpack").stat().st_mtime_ns for run in runs}
+    again = study.train_all(runs)
+    after = {run.workdir: (run.workdir / "variables.msgpack").stat().st_mtime_ns for run in runs}
+    assert [d for d in before if before[d] != after[d]] == [runs[2].workdir]
+    for record, expected in zip(again, records, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(expected))
+
+
+def test_a_run_is_called_what_its_folder_says(trained):
+    renamed = [run._replace(name="other") for run in trained[0]]
+    assert {record["name"] for record in study.train_all(renamed)} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 3), ("validation_split", "test[:10]"), ("dataset", "kmnist")]
+)
+def test_variants_that_cannot_be_compared_are_refused(field, value, tmp_path):
+    differing = variants()
+    differing["l2"][field] = value
+    with pytest.raises(ConfigError, match=f"config.{field} must be the same in all"):
+        study.paired_runs(differing, 2, tmp_path)
+
+
+def test_a_folder_of_another_config_is_refused_with_the_difference(trained):
+    runs = trained[0]
+    other = study.paired_runs(variants(epochs=3), 1, runs[0].workdir.parent.parent)
+    message = f"{runs[0].workdir} holds another run (epochs is 2 there, 3 here)"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        study.train_all(other)
+
+
+def test_an_error_in_a_worker_is_the_studys(tmp_path):
+    runs = study.paired_runs(variants(batch_size=301), 1, tmp_path)[:1]
+    with pytest.raises(ConfigError, match="must be at most the 300 training examples"):
+        study.train_all(runs)
+
+
+def test_there_is_a_worker_for_each_core_and_run():
+    cores = workers._cores(10_000)
+    assert len(workers._cores(1)) == 1 and len(set(cores)) == len(cores) >= 1
+
+
+def test_a_grid_has_every_combination():
+    grid = study.grid(
+        config_lib.base(), {"l2": ["0", "1e-4"], "nesterov": ["False"], "seed": ["3"]}
+    )
+    assert list(grid) == ["l2=0.0,nesterov=False,seed=3", "l2=0.0001,nesterov=False,seed=3"]
+    assert [c.l2 for c in grid.values()] == [0.0, 1e-4]
+    assert not any(c.nesterov for c in grid.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("l3", "1", "no field 'l3'"),
+        ("l2", "x", "config.l2 takes values of type float; got x"),
+        ("epochs", "1.5", "config.epochs takes values of type int; got 1.5"),
+        ("nesterov", "yes", "config.nesterov takes values of type bool; got yes"),
+    ],
+)
+def test_a_grid_of_nonsense_is_refused(field, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        study.grid(config_lib.base(), {field: [value]})
+
+
+def test_a_value_that_cannot_be_trained_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.l2 must be at least 0"):
+        study.paired_runs(study.grid(config_lib.base(), {"l2": ["-1"]}), 1, tmp_path)
+
+
+def test_a_variant_without_a_name_for_a_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="must have 1 to 64 printable characters"):
+        study.paired_runs({"": config_lib.base()}, 1, tmp_path)
+
+
+def test_replicas_of_a_studys_config_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.replicas must be 1 here"):
+        study.paired_runs(variants(replicas=2), 1, tmp_path)
+
+
+def test_what_is_wrong_with_the_data_is_said_before_any_process_starts(tmp_path):
+    runs = study.paired_runs(variants(train_split="train[:x]"), 1, tmp_path / "study")
+    with pytest.raises(datasets.DatasetError, match=r"bad split 'train\[:x\]'"):
+        study.train_all(runs)
+    assert not (tmp_path / "study").exists()
