@@ -23,7 +23,7 @@ _OPCODES = {
     *("BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
     *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
 }
-_MAX_OPCODES = 20_000  # the record of a run takes some 300
+_MAX_OPCODES = 10_000  # the record of a run takes some 250
 _MAX_DEPTH = 16
 _DTYPES = ("<f8", "<f4", "<i4", "|u1")
 
