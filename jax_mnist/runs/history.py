@@ -70,7 +70,7 @@ def save(path: PathLike, record: Record) -> None:
       HistoryError: The record is not valid, or the file could not be written.
     """
     try:
-        data = safe_pickle.dumps(record, "record")
+        data = safe_pickle.dumps(record)
         data += _CHECKSUM + hashlib.sha256(data).hexdigest().encode()
         _parse(data)  # what `load` would refuse is never written
         files.write_atomically(path, data)

@@ -32,13 +32,12 @@ class NotPlainError(ValueError):
     """Something other than plain values and numeric arrays; the message is one line."""
 
 
-def dumps(value: object, name: str) -> bytes:
+def dumps(value: object) -> bytes:
     """Pickles a value; `pickle.loads` reads the result too, with arrays as dictionaries.
 
     Args:
       value: Nested dicts and lists of bool, int, float, str, None, and arrays of float64, float32,
         int32 or uint8. NumPy scalars become Python scalars.
-      name: What to call the value in an error message.
 
     Raises:
       NotPlainError: The value holds anything else. Limits are left to `loads`.
@@ -46,7 +45,7 @@ def dumps(value: object, name: str) -> bytes:
     file = io.BytesIO()
     pickler = pickle.Pickler(file, _PROTOCOL)
     pickler.fast = True  # write a repeated value again rather than a reference to the first
-    pickler.dump(_without_arrays(value, name))
+    pickler.dump(_without_arrays(value))
     return file.getvalue()
 
 
@@ -89,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
         raise NotPlainError("it asks for a name")
 
 
-def _without_arrays(value: object, where: str, depth: int = 0) -> object:
+def _without_arrays(value: object, where: str = "record", depth: int = 0) -> object:
     """Copies a value with arrays as dictionaries. Subclasses are refused: they may do anything."""
     if depth > _MAX_DEPTH:
         raise NotPlainError(f"{where:.60} is more than {_MAX_DEPTH} levels deep")

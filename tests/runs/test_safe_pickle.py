@@ -1,9 +1,11 @@
 """Plain values and arrays come back unchanged, and files that ask for more are refused."""
 
+import contextlib
 import io
 import operator
 import os
 import pickle
+import pickletools
 import struct
 import sys
 import time
@@ -48,7 +50,7 @@ PLAIN = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(value=PLAIN)
 def test_plain_values_pass_unchanged(value):
-    assert same(safe_pickle.loads(safe_pickle.dumps(value, "value")), value)
+    assert same(safe_pickle.loads(safe_pickle.dumps(value)), value)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -63,16 +65,14 @@ def test_arrays_come_back_native_contiguous_and_writable(code, order):
         "empty": full[:0],
         "empty inside": full[:, :0],
     }
-    read = safe_pickle.loads(safe_pickle.dumps(forms, "value"))
+    read = safe_pickle.loads(safe_pickle.dumps(forms))
     assert same(read, {name: array.astype(code) for name, array in forms.items()})
     assert all(array.flags.writeable and array.flags.c_contiguous for array in read.values())
 
 
 def test_a_repeated_value_is_written_again():
     value, array = ["text" * 99], np.arange(3.0)
-    first, second, *arrays = safe_pickle.loads(
-        safe_pickle.dumps([value, value, array, array], "value")
-    )
+    first, second, *arrays = safe_pickle.loads(safe_pickle.dumps([value, value, array, array]))
     assert first == second == value and first is not second
     assert same(arrays, [array, array]) and arrays[0] is not arrays[1]
 
@@ -109,13 +109,10 @@ def text(value):
     return b"X" + struct.pack("<I", len(value)) + value
 
 
-def name(module, attribute):
-    return text(module) + text(attribute) + b"\x93"
-
-
-def doubled(depth):
-    """A value that doubles `depth` times: small in the file, endless to walk, hash or print."""
-    return text("x") + b"".join(b"q%ch%c\x86" % (i, i) for i in range(depth))
+def argument(opcode):
+    """Something that the opcode takes: lines, or zeros as a number or as the length of nothing."""
+    lines = opcode.arg and opcode.arg.n == pickletools.UP_TO_NEWLINE
+    return (b"''\n" if opcode.name == "STRING" else b"1\n1\n") if lines else bytes(8)
 
 
 EVAL = "__import__('os').environ.__setitem__('EXECUTED', '1')"
@@ -157,35 +154,18 @@ CALLS = {
     "class": Call,
 }
 STEPS = {
-    "persistent id": (b"Pname\n", "uses PERSID"),
-    "binary persistent id": (text("name") + b"Q", "uses BINPERSID"),
-    "extension": (b"\x82\x01", "uses EXT1"),
-    "two-byte extension": (b"\x83\x01\0", "uses EXT2"),
-    "four-byte extension": (b"\x84\x01\0\0\0", "uses EXT4"),
-    "inst": (b"(" + text("true") + b"ios\nsystem\n", "uses INST"),
-    "obj": (b"(K\x01o", "uses OBJ"),
-    "newobj": (b"]]\x81", "uses NEWOBJ"),
-    "newobj_ex": (b"]]}\x92", "uses NEWOBJ_EX"),
+    **{
+        f"opcode {opcode.name}": (
+            b"]]" + opcode.code.encode("latin1") + argument(opcode),
+            f"uses {opcode.name},",
+        )
+        for opcode in pickletools.opcodes
+        if opcode.name not in safe_pickle._OPCODES
+    },
     "global": (b"cos\nsystem\n" + text("true") + b"\x85R", "uses GLOBAL"),
-    "stack global": (name("os", "system") + text("true") + b"\x85R", "uses STACK_GLOBAL"),
-    "long name": (name("a" * 99, "é\n" * 99), "uses STACK_GLOBAL"),
-    "call of text": (text("system") + b"]R", "uses REDUCE"),
-    "call of a number": (b"K\x01]R", "uses REDUCE"),
-    "state of a dict": (b"}}" + text("x") + b"K\x01sb", "uses BUILD"),
-    "state of text": (text("x") + b"}b", "uses BUILD"),
-    "out-of-band buffer": (b"\x97", "uses NEXT_BUFFER"),
-    "read-only buffer": (b"C\x01a\x98", "uses READONLY_BUFFER"),
-    "byte array": (b"\x96" + struct.pack("<Q", 1) + b"a", "uses BYTEARRAY8"),
-    "items of a set": (b"](N\x90", "uses ADDITEMS"),
-    "tuple": (b"K\x01\x85", "uses TUPLE1"),
-    "text of Python 2": (b"U\x01a", "uses SHORT_BINSTRING"),
-    "long text of Python 2": (b"T\x01\0\0\0a", "uses BINSTRING"),
-    "escaped text": (b"S'\\x41'\n", "uses STRING"),
-    "number as text": (b"I7\n", "uses INT"),
+    "name": (text("os") + text("system") + b"\x93" + text("true") + b"\x85R", "uses STACK_GLOBAL"),
+    "long name": (text("a" * 99) + text("\n" * 99) + b"\x93", "uses STACK_GLOBAL"),
     "many digits": (b"I" + b"9" * 10**6 + b"\n", "damaged"),
-    "many digits with an L": (b"L" + b"9" * 10**6 + b"L\n", "damaged"),
-    "fraction of many digits": (b"F0." + b"9" * 10**6 + b"\n", "uses FLOAT"),
-    "long integer": (b"\x8b\x01\0\0\0\x01", "uses LONG4"),
     "items for a dict": (b"}K\x01a", "damaged"),
     "items for text": (text("x") + b"(K\x01e", "damaged"),
     "values for a list": (b"](" + text("x") + b"K\x01u", "damaged"),
@@ -199,14 +179,16 @@ STEPS = {
     "bytes without an array": (b"C\x01a", "belong to no array"),
     "huge memo index read": (b"]j" + INDEX, "uses LONG_BINGET"),
     "huge memo index written": (b"]r" + INDEX, "uses LONG_BINPUT"),
-    "huge memo index as text": (b"]p99999999999\n", "uses PUT"),
-    "memo never written": (b"h\x05", "uses BINGET"),
     "the same bytes for many arrays": (
         b"B" + struct.pack("<I", 2**20) + bytes(2**20) + b"q\0" + b"h\0" * 3000,
         "uses BINPUT",
     ),
-    "the same value twice": (b"]2", "uses DUP"),
-    "value taken away": (b"NN0", "uses POP"),
+    "endless key": (b"}" + text("x") + b"q\0h\0\x86" * 60 + b"Ns", "uses BINPUT"),
+    "endless list": (b"]" + b"q\0]h\0ah\0a" * 60, "uses BINPUT"),
+    "list in itself": (b"]\x94h\0a", "uses MEMOIZE"),
+    "deep key": (b"})" + b"\x85" * 100_000 + b"Ns", "uses EMPTY_TUPLE"),
+    "deep list": (b"]" * 4900 + b"a" * 4899, "levels deep"),
+    "deep dict": ((b"}" + text("x")) * 3000 + b"N" + b"s" * 3000, "levels deep"),
     "huge text": (b"X" + INDEX, "damaged"),
     "very huge text": (b"\x8d" + SIZE, "damaged"),
     "huge bytes": (b"B" + INDEX, "damaged"),
@@ -214,24 +196,17 @@ STEPS = {
     "huge byte array": (b"\x96" + SIZE, "damaged"),
     "huge integer": (b"\x8b" + struct.pack("<i", 2**31 - 1), "damaged"),
     "huge frame and more": (b"\x95" + SIZE + b"\x8e" + SIZE, "uses FRAME"),
-    "endless hash": (b"}" + doubled(60) + b"Ns", "uses BINPUT"),
-    "endless list": (b"]" + b"q\0]h\0ah\0a" * 60, "uses BINPUT"),
-    "list in itself": (b"]\x94h\0a", "uses MEMOIZE"),
-    "deep key": (b"})" + b"\x85" * 100_000 + b"Ns", "uses EMPTY_TUPLE"),
-    "deep list": (b"]" * 4900 + b"a" * 4899, "levels deep"),
-    "deep dict": ((b"}" + text("x")) * 3000 + b"N" + b"s" * 3000, "levels deep"),
     "popped too far": (b"a", "damaged"),
     "taken from below a mark": (b"]K\x01(a", "damaged"),
     "no mark": (b"]K\x01e", "damaged"),
     "mark left over": (b"K\x01(", "damaged"),
-    "many marks": (b"(" * 9000, "damaged"),
     "nothing": (b"", "damaged"),
     "two ends": (b"N.", "something follows"),
     "text that is no unicode": (b"X\x02\0\0\0\xff\xfe", "damaged"),
     "protocol of the future": (b"\x80\xff", "damaged"),
     "unknown step": (b"\xf0", "damaged"),
     "many steps": (b"]" + b"Na" * 5000, "more than 10000 steps"),
-    "many small steps": (b"N" * 10**6, "more than 10000 steps"),
+    "many marks": (b"(" * 10**6, "more than 10000 steps"),
 }
 WHOLE = {
     "empty file": (b"", "damaged"),
@@ -322,27 +297,21 @@ def test_the_largest_file_within_the_limits_is_read():
     assert str(deep) == "[" * 17 + "]" * 17
 
 
-def test_hostile_files_of_the_largest_size_take_little_time_and_memory(thorough):
+def test_the_largest_hostile_files_take_little_time_and_memory(thorough):
     size = 2**28 if thorough else 2**20
-    hostile = {
-        "number": b"\x8b" + struct.pack("<i", size) + b"\xff" * size,
-        "text": b"X" + struct.pack("<I", size) + b"\xf0\x9f\x98\x80" + b"a" * (size - 4),
-        "bytes": b"B" + struct.pack("<I", size) + bytes(size),
-        "digits": b"F" + b"9" * size + b"\n",
-        "escapes": b"V" + rb"\u1234" * (size // 6) + b"\n",
-        "frames": b"\x95" + struct.pack("<Q", size) + b"N" * size,
-        "opcodes": b"]" * size,
-    }
-    for steps in hostile.values():
-        data = b"\x80\x03" + steps + b"."
+    length = struct.pack("<I", size)
+    for steps in (
+        b"\x8b" + length + b"\xff" * size,
+        b"X" + length + "\N{GRINNING FACE}".encode() + b"a" * (size - 4),
+        b"B" + length + bytes(size),
+        b"F" + b"9" * size + b"\n",
+        b"V" + rb"\u1234" * (size // 6) + b"\n",
+    ):
+        start = time.perf_counter()
         tracemalloc.start()
-        try:
-            start = time.perf_counter()
-            try:
-                safe_pickle.loads(data)
-            except safe_pickle.NotPlainError as error:
-                assert str(error).isprintable()
-            assert time.perf_counter() - start < 20
-            assert tracemalloc.get_traced_memory()[1] < 10e6 + 10 * len(data)
-        finally:
-            tracemalloc.stop()
+        with contextlib.suppress(safe_pickle.NotPlainError):
+            safe_pickle.loads(b"\x80\x03" + steps + b".")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10e6 + 10 * size
+        assert time.perf_counter() - start < 20
