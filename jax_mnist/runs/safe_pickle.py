@@ -97,7 +97,9 @@ def _without_arrays(value: object, where: str = "record", depth: int = 0) -> obj
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is dict:
-        return {k: _without_arrays(v, f"{where}[{k!a:.40}]", depth + 1) for k, v in value.items()}
+        if not all(map(is_label, value)):
+            raise NotPlainError(f"{where:.60} has a key that is not 1 to 64 printable characters")
+        return {k: _without_arrays(v, f"{where}[{k!r:.40}]", depth + 1) for k, v in value.items()}
     if type(value) is list:
         return [_without_arrays(item, f"{where}[]", depth + 1) for item in value]
     kind = type(value).__name__
@@ -118,7 +120,7 @@ def _with_arrays(value: object, depth: int = 0) -> Any:
         return [_with_arrays(item, depth + 1) for item in value]
     if type(value) is dict:
         if not all(map(is_label, value)):
-            raise NotPlainError("it has a key that is not a printable string of at most 64")
+            raise NotPlainError("it has a key that is not 1 to 64 printable characters")
         if value.keys() == {"dtype", "shape", "data"}:
             return _array(**value)
         return {key: _with_arrays(item, depth + 1) for key, item in value.items()}
