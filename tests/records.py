@@ -26,14 +26,14 @@ def make_record(
     probabilities[np.arange(examples), prediction] = (0.5 + np.arange(examples) / 1024) % 1
     ramp = np.linspace(1.0, 0.1, epochs)
     return {
-        "schema": 2,
+        "schema": 3,
         "name": name,
         "config": {
             "name": name,
             "epochs": epochs,
             "model": {"norm": "gbn", "momentum": 0.9, "bias": False, "width": None},
             "milestones": [10, 20],
-            "scale": (1e-3, 2),
+            "scale": [1e-3, 2],
         },
         "seed": seed,
         "parameters": 8546,

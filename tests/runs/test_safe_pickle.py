@@ -1,9 +1,11 @@
-"""The reader of strangers' pickles: plain values pass unchanged, everything else is refused."""
+"""Plain values and arrays come back unchanged, and files that ask for more are refused."""
 
+import contextlib
+import io
 import operator
 import os
 import pickle
-import random
+import pickletools
 import struct
 import sys
 import time
@@ -16,21 +18,16 @@ from hypothesis import strategies as st
 
 from jax_mnist.runs import safe_pickle
 
-_reconstruct = np.ndarray.__reduce__(np.zeros(1))[0]
-NATIVE = np.dtype("i4").newbyteorder("=").str[0]
-
-PROTOCOLS = (3, 4, 5)
-
 
 def same(a, b):
-    """Equal in value and in type, all the way down."""
+    """Whether two values are equal in value and in type, all the way down."""
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
+    if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
 
@@ -41,26 +38,25 @@ PLAIN = st.recursive(
     | st.integers(-(2**200), 2**200)
     | st.floats()
     | st.text(max_size=300)
-    | st.binary(max_size=300),
+    | st.binary(max_size=300).map(lambda data: np.frombuffer(data, np.uint8)),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=5).map(tuple)
-        | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+        | st.dictionaries(st.text(max_size=9).filter(safe_pickle.is_label), inner, max_size=4)
     ),
     max_leaves=30,
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(value=PLAIN, protocol=st.sampled_from(PROTOCOLS))
-def test_plain_values_pass_unchanged(value, protocol):
-    assert same(safe_pickle.loads(pickle.dumps(value, protocol)), value)
+@settings(max_examples=100, deadline=None)
+@given(value=PLAIN)
+def test_plain_values_pass_unchanged(value):
+    assert same(safe_pickle.loads(safe_pickle.dumps(value)), value)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("code", sorted(safe_pickle.DTYPES))
-def test_arrays_pass_unchanged(code, protocol):
-    full = (np.arange(24).reshape(2, 3, 4) % 5).astype(code)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("code", ["f8", "f4", "i4", "u1"])
+def test_arrays_come_back_native_contiguous_and_writable(code, order):
+    full = (np.arange(24).reshape(2, 3, 4) % 5).astype(order + code)
     forms = {
         "whole": full,
         "fortran": np.asfortranarray(full[0]),
@@ -69,30 +65,16 @@ def test_arrays_pass_unchanged(code, protocol):
         "empty": full[:0],
         "empty inside": full[:, :0],
     }
-    read = safe_pickle.loads(pickle.dumps(forms, protocol))
-    assert same(read, forms)
+    read = safe_pickle.loads(safe_pickle.dumps(forms))
+    assert same(read, {name: array.astype(code) for name, array in forms.items()})
     assert all(array.flags.writeable and array.flags.c_contiguous for array in read.values())
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_numpy_scalars_become_python_scalars(protocol):
-    values = [np.float32(0.5), np.int64(-3), np.bool_(True)]
-    assert same(safe_pickle.loads(pickle.dumps(values, protocol)), [0.5, -3, True])
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_an_array_named_twice_stays_one(protocol):
-    array = np.arange(3)
-    first, second = safe_pickle.loads(pickle.dumps([array, array], protocol))
-    assert first is second
-    assert same(first, array)
-
-
-def test_names_of_numpy_1_are_known():
-    new = pickle.dumps([np.arange(3.0), np.float32(2)], 3)
-    old = new.replace(b"numpy._core.", b"numpy.core.")
-    assert old != new
-    assert same(safe_pickle.loads(old), [np.arange(3.0), 2.0])
+def test_a_repeated_value_is_written_again():
+    value, array = ["text" * 99], np.arange(3.0)
+    first, second, *arrays = safe_pickle.loads(safe_pickle.dumps([value, value, array, array]))
+    assert first == second == value and first is not second
+    assert same(arrays, [array, array]) and arrays[0] is not arrays[1]
 
 
 # What a file must not do. Steps are spelled out where no pickler would write them.
@@ -108,170 +90,164 @@ class Call:
         return self.call
 
 
+def dumps(value, protocol=3):
+    """Pickles a value without references, so that only what it asks for is refused."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, protocol)
+    pickler.fast = True
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def array(dtype="|u1", shape=(1,), data=b"a"):
+    shape = list(shape) if isinstance(shape, tuple) else shape
+    return dumps({"dtype": dtype, "shape": shape, "data": data})
+
+
 def text(value):
     value = value.encode()
     return b"X" + struct.pack("<I", len(value)) + value
 
 
-def name(module, attribute):
-    return text(module) + text(attribute) + b"\x93"
-
-
-def shared(depth, wrap):
-    """A value that doubles `depth` times: small in the file, endless to walk, hash or print."""
-    return text("x") + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + wrap for i in range(depth))
-
-
-RECONSTRUCT = name("numpy._core.multiarray", "_reconstruct")
-FROMBUFFER = name("numpy._core.numeric", "_frombuffer")
-NDARRAY = name("numpy", "ndarray")
-UNFILLED = RECONSTRUCT + NDARRAY + b"K\0\x85C\x01b\x87R"
-FLOAT = name("numpy", "dtype") + text("f8") + b"\x89\x88\x87R"
-BYTE = FLOAT.replace(b"f8", b"u1")
-BOOL = FLOAT.replace(b"f8", b"b1")
-
-
-def filled(shape, dtype=FLOAT, content=b"C\0"):
-    return UNFILLED + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb"
-
-
-def from_buffer(content, dtype, shape, order=None):
-    return FROMBUFFER + b"(" + content + dtype + shape + (order or text("C")) + b"tR"
+def argument(opcode):
+    """Something that the opcode takes: lines, or zeros as a number or as the length of nothing."""
+    lines = opcode.arg and opcode.arg.n == pickletools.UP_TO_NEWLINE
+    return (b"''\n" if opcode.name == "STRING" else b"1\n1\n") if lines else bytes(8)
 
 
 EVAL = "__import__('os').environ.__setitem__('EXECUTED', '1')"
-EIGHT = b"C\x08" + bytes(8)
 SIZE = struct.pack("<Q", 2**62)
-MEGABYTE = struct.pack("<I", 2**20)
 INDEX = struct.pack("<I", 2**32 - 1)
+RECONSTRUCT = np.ndarray.__reduce__(np.zeros(1))[0]
+ITSELF: list = []
+ITSELF.append(ITSELF)
+COLLIDING = b"".join(b"\x8a\x0a%bN" % (k * (2**61 - 1)).to_bytes(10, "little") for k in range(4990))
 
 # Each attack, and a part of the reason that its refusal must give.
 CALLS = {
-    "system": (Call(os.system, ("true",)), "asks for 'posix.system'"),
-    "putenv": (Call(os.putenv, ("EXECUTED", "1")), "asks for 'posix.putenv'"),
-    "eval": (Call(eval, (EVAL,)), "asks for 'builtins.eval'"),
-    "exec": (Call(exec, (EVAL,)), "asks for 'builtins.exec'"),
-    "import": (Call(__import__, ("antigravity",)), "asks for 'builtins.__import__'"),
-    "open": (Call(open, (os.devnull, "rb")), "asks for"),
-    "attrgetter": (Call(operator.attrgetter, ("__class__",)), "asks for 'operator.attrgetter'"),
-    "numpy load": (Call(np.load, ("file.npy",)), "asks for 'numpy.load'"),
-    "numpy memmap": (Call(np.memmap, (os.devnull,)), "asks for"),
-    "numpy frombuffer": (Call(np.frombuffer, (b"12345678",)), "asks for"),
-    "ndarray itself": (Call(np.ndarray, ((2**30,),)), "calls numpy's ndarray"),
-    "reconstruct a class": (Call(_reconstruct, (Call, (0,), b"b")), "asks for"),
-    "reconstruct a dtype": (Call(_reconstruct, (np.dtype, (0,), b"b")), "calls numpy's"),
-    "reconstruct a size": (Call(_reconstruct, (np.ndarray, (2**40,), b"b")), "calls numpy's"),
-    "reconstruct objects": (Call(_reconstruct, (np.ndarray, (0,), b"O")), "calls numpy's"),
-    "object array": (np.array([Call(eval, (EVAL,))], object), "not of plain numbers"),
-    "structured array": (np.zeros(2, "f4,i4"), "not of plain numbers"),
-    "text array": (np.array(["a"]), "not of plain numbers"),
-    "date array": (np.array(["2000-01-01"], "M8[D]"), "not of plain numbers"),
-    "complex array": (np.array([1j]), "not of plain numbers"),
-    "foreign byte order": (np.arange(3, dtype=">i4" if NATIVE == "<" else "<i4"), "byte order"),
-    "masked array": (np.ma.masked_array([1, 2], [True, False]), "asks for 'numpy.ma"),
-    "set": ({1}, ""),  # protocol 3 calls a name where 4 has a step of its own
-    "complex": (1j, "asks for 'builtins.complex'"),
-    "class": (Call, "asks for"),
-    "number keys": ({1: 2}, "key that is not text"),
+    "system": Call(os.system, ("true",)),
+    "putenv": Call(os.putenv, ("EXECUTED", "1")),
+    "eval": Call(eval, (EVAL,)),
+    "exec": Call(exec, (EVAL,)),
+    "import": Call(__import__, ("antigravity",)),
+    "open": Call(open, (os.devnull, "rb")),
+    "attrgetter": Call(operator.attrgetter, ("__class__",)),
+    "numpy load": Call(np.load, ("file.npy",)),
+    "numpy memmap": Call(np.memmap, (os.devnull,)),
+    "numpy frombuffer": Call(np.frombuffer, (b"12345678",)),
+    "ndarray itself": Call(np.ndarray, ((2**30,),)),
+    "reconstruct a class": Call(RECONSTRUCT, (Call, (0,), b"b")),
+    "reconstruct a dtype": Call(RECONSTRUCT, (np.dtype, (0,), b"b")),
+    "reconstruct a size": Call(RECONSTRUCT, (np.ndarray, (2**40,), b"b")),
+    "reconstruct objects": Call(RECONSTRUCT, (np.ndarray, (0,), b"O")),
+    "array": np.arange(3.0),
+    "array scalar": np.float32(0.5),
+    "object array": np.array([Call(eval, (EVAL,))], object),
+    "structured array": np.zeros(2, "f4,i4"),
+    "text array": np.array(["a"]),
+    "date array": np.array(["2000-01-01"], "M8[D]"),
+    "complex array": np.array([1j]),
+    "foreign byte order": np.arange(3, dtype=">i4"),
+    "masked array": np.ma.masked_array([1, 2], [True, False]),
+    "set": {1},
+    "complex": 1j,
+    "class": Call,
 }
 STEPS = {
-    "persistent id": (b"Pname\n", "uses PERSID"),
-    "binary persistent id": (text("name") + b"Q", "uses BINPERSID"),
-    "extension": (b"\x82\x01", "uses EXT1"),
-    "inst": (b"(" + text("true") + b"ios\nsystem\n", "uses INST"),
-    "obj": (b"(" + NDARRAY + b"o", "uses OBJ"),
-    "newobj": (NDARRAY + b")\x81", "uses NEWOBJ"),
-    "newobj_ex": (NDARRAY + b")}\x92", "uses NEWOBJ_EX"),
-    "global": (b"cos\nsystem\n" + text("true") + b"\x85R", "asks for 'os.system'"),
-    "long name": (name("a" * 99, "é\n" * 99), "asks for 'aaa"),
-    "text that looks like a known name": (text("_reconstruct") + b")R", "no function"),
-    "call of a number": (b"K\x01)R", "no function"),
-    "call of an array": (UNFILLED + b")R", "no function"),
-    "call with a list": (RECONSTRUCT + b"]R", "no function"),
-    "state of a known name": (RECONSTRUCT + b"}" + text("x") + b"K\x01sb", "sets the state"),
-    "slot state of a name": (RECONSTRUCT + b"N}" + text("__code__") + b"Ns\x86b", "sets the state"),
-    "state of text": (text("x") + b"}b", "sets the state"),
-    "second state of an array": (
-        filled(b"K\0\x85") + b"(K\x01K\0\x85" + FLOAT + b"\x89C\0tb",
-        "sets the state",
-    ),
-    "array before its state": (UNFILLED + b"q\x01h\x01\x86", "no contents yet"),
-    "dtype with flags": (
-        FLOAT + b"(K\x03" + text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb",
-        "odder",
-    ),
-    "dtype with fields": (
-        FLOAT + b"(K\x03" + text("|") + b"N" + text("a") + b"\x85NNNNtb",
-        "odder",
-    ),
-    "dtype of a class": (name("numpy", "dtype") + NDARRAY + b"\x89\x88\x87R", "plain numbers"),
-    "dtype of objects": (FLOAT.replace(text("f8"), text("O8")), "plain numbers"),
-    "items for an array": (UNFILLED + b"(K\x01e", "items for"),
-    "items for a known name": (RECONSTRUCT + b"(" + text("x") + b"K\x01u", "items for"),
+    **{
+        f"opcode {opcode.name}": (
+            b"]]" + opcode.code.encode("latin1") + argument(opcode),
+            f"uses {opcode.name},",
+        )
+        for opcode in pickletools.opcodes
+        if opcode.name not in safe_pickle._OPCODES
+    },
+    "global": (b"cos\nsystem\n" + text("true") + b"\x85R", "uses GLOBAL"),
+    "name": (text("os") + text("system") + b"\x93" + text("true") + b"\x85R", "uses STACK_GLOBAL"),
+    "long name": (text("a" * 99) + text("\n" * 99) + b"\x93", "uses STACK_GLOBAL"),
+    "many digits": (b"I" + b"9" * 10**6 + b"\n", "damaged"),
+    "items for a dict": (b"}K\x01a", "damaged"),
+    "items for text": (text("x") + b"(K\x01e", "damaged"),
+    "values for a list": (b"](" + text("x") + b"K\x01u", "damaged"),
+    "values for a number": (b"K\x01K\x02K\x03s", "damaged"),
     "odd number of items": (b"}(" + text("x") + b"u", "damaged"),
-    "unhashable key": (b"}]K\x01s", "key that is not text"),
-    "huge shape": (filled(b"\x8a\x06" + bytes(5) + b"\x01\x85"), "impossible shape"),
-    "huge empty shape": (filled(b"K\0\x8a\x08" + bytes(7) + b"\x01\x86"), "impossible shape"),
-    "negative shape": (filled(b"J\xff\xff\xff\xff\x85"), "impossible shape"),
-    "shape of truth": (filled(b"\x88\x85", BYTE, b"C\x01a"), "impossible shape"),
-    "too many dimensions": (filled(b"(" + b"K\x01" * 70 + b"t", BYTE, b"C\x01a"), "proper shape"),
-    "list for a shape": (filled(b"]K\x01a", BYTE, b"C\x01a"), "proper shape"),
-    "list for bytes": (filled(b"K\0\x85", FLOAT, b"]"), "not of numbers"),
-    "text for a dtype": (filled(b"K\0\x85", text("f8")), "not of numbers"),
-    "shape larger than bytes": (from_buffer(EIGHT, FLOAT, b"K\x02\x85"), "does not fit"),
-    "shape smaller than bytes": (from_buffer(EIGHT, FLOAT, b"K\0\x85"), "does not fit"),
-    "text for bytes": (from_buffer(text("12345678"), FLOAT, b"K\x01\x85"), "not of numbers"),
-    "unknown order": (from_buffer(b"C\x01a", BYTE, b"K\x01\x85", text("A")), "proper shape"),
-    "truth that is neither": (from_buffer(b"C\x01\x02", BOOL, b"K\x01\x85"), "neither"),
+    "unhashable key": (b"}]K\x01s", "damaged"),
+    "number as key": (b"}K\x01K\x02s", "has a key"),
+    "bytes as key": (b"}C\x01aK\x02s", "has a key"),
+    "key with a line break": (b"}" + text("a\nb") + b"Ns", "has a key"),
+    "keys of one hash": (b"}(" + COLLIDING + b"u", "has a key"),
+    "bytes without an array": (b"C\x01a", "belong to no array"),
+    "huge memo index read": (b"]j" + INDEX, "uses LONG_BINGET"),
+    "huge memo index written": (b"]r" + INDEX, "uses LONG_BINPUT"),
     "the same bytes for many arrays": (
-        b"(B%s%sq\0%sq\x01%sq\x02" % (MEGABYTE, bytes(2**20), FROMBUFFER, BYTE)
-        + (b"h\x01(h\0h\x02J%s\x85" % MEGABYTE + text("C") + b"tR") * 3000
-        + b"t",
-        "larger than the file",
+        b"B" + struct.pack("<I", 2**20) + bytes(2**20) + b"q\0" + b"h\0" * 3000,
+        "uses BINPUT",
     ),
-    "huge memo index read": (b"]j" + INDEX, "damaged"),
-    "memo never written": (b"h\x05", "damaged"),
-    "huge text": (b"\x8d" + SIZE, "damaged"),
-    "huge bytes": (b"\x8e" + SIZE, "damaged"),
+    "endless key": (b"}" + text("x") + b"q\0h\0\x86" * 60 + b"Ns", "uses BINPUT"),
+    "endless list": (b"]" + b"q\0]h\0ah\0a" * 60, "uses BINPUT"),
+    "list in itself": (b"]\x94h\0a", "uses MEMOIZE"),
+    "deep key": (b"})" + b"\x85" * 100_000 + b"Ns", "uses EMPTY_TUPLE"),
+    "deep list": (b"]" * 4900 + b"a" * 4899, "levels deep"),
+    "deep dict": ((b"}" + text("x")) * 3000 + b"N" + b"s" * 3000, "levels deep"),
+    "huge text": (b"X" + INDEX, "damaged"),
+    "very huge text": (b"\x8d" + SIZE, "damaged"),
+    "huge bytes": (b"B" + INDEX, "damaged"),
+    "very huge bytes": (b"\x8e" + SIZE, "damaged"),
     "huge byte array": (b"\x96" + SIZE, "damaged"),
     "huge integer": (b"\x8b" + struct.pack("<i", 2**31 - 1), "damaged"),
-    "huge frame and more": (b"\x95" + SIZE + b"\x8e" + SIZE, "damaged"),
-    "endless hash of a dtype": (
-        name("numpy", "dtype") + shared(60, b"\x86") + b"\x89\x88\x87R",
-        "plain numbers",
-    ),
-    "endless text of a name": (shared(60, b"\x86") + text("x") + b"\x93", "not text"),
-    "endless key": (b"}" + shared(60, b"\x86") + b"Ns", "key that is not text"),
-    "deep dtype": (
-        name("numpy", "dtype") + b")" + b"\x85" * 100_000 + b"\x89\x88\x87R",
-        "plain numbers",
-    ),
-    "popped too far": (b"\x86", "lacks its operands"),
-    "taken from below a mark": (b"K\x01K\x02(\x86", "lacks its operands"),
-    "no mark": (b"K\x01t", "damaged"),
-    "mark left over": (b"K\x01(", "left over"),
-    "two values": (b"NN", "left over"),
-    "nothing": (b"", "left over"),
-    "two ends": (b"N.", "left over"),
+    "huge frame and more": (b"\x95" + SIZE + b"\x8e" + SIZE, "uses FRAME"),
+    "popped too far": (b"a", "damaged"),
+    "taken from below a mark": (b"]K\x01(a", "damaged"),
+    "no mark": (b"]K\x01e", "damaged"),
+    "mark left over": (b"K\x01(", "damaged"),
+    "nothing": (b"", "damaged"),
+    "two ends": (b"N.", "something follows"),
     "text that is no unicode": (b"X\x02\0\0\0\xff\xfe", "damaged"),
+    "protocol of the future": (b"\x80\xff", "damaged"),
     "unknown step": (b"\xf0", "damaged"),
+    "many steps": (b"]" + b"Na" * 5000, "more than 10000 steps"),
+    "many marks": (b"(" * 10**6, "more than 10000 steps"),
 }
 WHOLE = {
     "empty file": (b"", "damaged"),
-    "no end": (b"\x80\x04N", "damaged"),
-    "text": (b"hello", "damaged"),
-    "trailing bytes": (pickle.dumps([1]) + b"x", "left over"),
-    "two pickles": (pickle.dumps([1]) * 2, "left over"),
-    "protocol 0": (pickle.dumps({"a": 1}, 0), "uses"),
-    "protocol 2 bytes": (pickle.dumps(b"bytes", 2), "asks for '_codecs.encode'"),
+    "no end": (b"\x80\x03N", "damaged"),
+    "text": (b"hello", "uses BINGET"),
+    "trailing bytes": (dumps([1]) + b"x", "something follows"),
+    "two pickles": (dumps([1]) * 2, "something follows"),
+    "references": (pickle.dumps({"a": 1}, 3), "uses BINPUT"),
+    "list in itself, pickled": (pickle.dumps(ITSELF, 3), "uses BINPUT"),
+    "protocol 0": (pickle.dumps({"a": 1}, 0), "uses DICT"),
+    "protocol 2 bytes": (dumps(b"bytes", 2), "uses GLOBAL"),
+    "number keys": (dumps({1: 2}), "has a key"),
+    "dtype of objects": (array("|O", (0,), b""), "dtype of an array"),
+    "dtype of fields": (array("f4,i4", (0,), b""), "dtype of an array"),
+    "dtype of truth": (array("|b1", (1,), b"\x02"), "dtype of an array"),
+    "dtype of another byte order": (array(">f4", (1,), b"1234"), "dtype of an array"),
+    "dtype of a list": (array(["<f4"], (1,), b"1234"), "dtype of an array"),
+    "huge shape": (array(shape=(2**40,)), "does not fit"),
+    "huge empty shape": (array("<f8", (0, 2**30, 2**30), b""), "damaged"),
+    "huge number in a shape": (array(shape=(2**2000, 2**2000, 0)), "does not fit"),
+    "negative shape": (array(shape=(-1, -1)), "does not fit"),
+    "shape of truth": (array(shape=(True,)), "shape of an array"),
+    "shape of text": (array(shape="1"), "shape of an array"),
+    "shape of lists": (array(shape=([1],)), "shape of an array"),
+    "too many dimensions": (array(shape=(1,) * 70), "shape of an array"),
+    "list for bytes": (array(data=[1]), "does not fit"),
+    "text for bytes": (array(data="a"), "does not fit"),
+    "shape larger than bytes": (array(shape=(2,)), "does not fit"),
+    "shape smaller than bytes": (array(shape=(0,)), "does not fit"),
+    "array with an order": (
+        dumps({"dtype": "|u1", "shape": [1], "data": b"a", "order": "F"}),
+        "belong to no array",
+    ),
 }
 ATTACKS = {
     **{
-        f"{key} ({protocol})": (pickle.dumps(value, protocol), reason)
-        for key, (value, reason) in CALLS.items()
-        for protocol in PROTOCOLS
+        f"{key} ({protocol})": (dumps(value, protocol), "it uses ")
+        for key, value in CALLS.items()
+        for protocol in (3, 4, 5)
     },
-    **{key: (b"\x80\x04" + steps + b".", reason) for key, (steps, reason) in STEPS.items()},
+    **{key: (b"\x80\x03" + steps + b".", reason) for key, (steps, reason) in STEPS.items()},
     **WHOLE,
 }
 
@@ -282,7 +258,7 @@ def test_everything_else_is_refused(attack):
     tracemalloc.start()
     start = time.perf_counter()
     try:
-        with pytest.raises(pickle.UnpicklingError) as caught:
+        with pytest.raises(safe_pickle.NotPlainError) as caught:
             safe_pickle.loads(data)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -292,8 +268,15 @@ def test_everything_else_is_refused(attack):
     message = str(caught.value)
     assert reason in message
     assert 10 < len(message) < 130 and message.isprintable()
-    assert peak < 20e6 + 3 * len(data)
+    assert peak < 10e6 + 3 * len(data)
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("call", [key for key in ATTACKS if key.removesuffix(" (3)") in CALLS])
+def test_a_name_that_got_past_the_opcodes_would_not_be_looked_up(call):
+    with pytest.raises(safe_pickle.NotPlainError, match="asks for a name"):
+        safe_pickle._Unpickler(io.BytesIO(ATTACKS[call][0])).load()
+    assert "EXECUTED" not in os.environ
 
 
 def test_the_attacks_are_real():
@@ -308,83 +291,27 @@ def test_the_attacks_are_real():
         os.environ.pop("EXECUTED", None)
 
 
-@pytest.mark.parametrize("step", [b"]", b"\x94", b"(", b"]q\x01"])
-def test_steps_are_limited(step):
-    count = safe_pickle.MAX_STEPS // (2 if step == b"]q\x01" else 1)
-    with pytest.raises(pickle.UnpicklingError, match="more than"):
-        safe_pickle.loads(b"\x80\x04]" + step * count + b".")
+def test_the_largest_file_within_the_limits_is_read():
+    assert safe_pickle.loads(b"\x80\x03]" + b"Na" * 4998 + b".") == [None] * 4998
+    deep = safe_pickle.loads(b"\x80\x03" + b"]" * 17 + b"a" * 16 + b".")
+    assert str(deep) == "[" * 17 + "]" * 17
 
 
-def test_a_huge_memo_index_takes_no_memory():
-    tracemalloc.start()
-    try:
-        assert safe_pickle.loads(b"\x80\x04]r" + INDEX + b".") == []
-        assert tracemalloc.get_traced_memory()[1] < 1e6
-    finally:
+def test_the_largest_hostile_files_take_little_time_and_memory(thorough):
+    size = 2**28 if thorough else 2**20
+    length = struct.pack("<I", size)
+    for steps in (
+        b"\x8b" + length + b"\xff" * size,
+        b"X" + length + "\N{GRINNING FACE}".encode() + b"a" * (size - 4),
+        b"B" + length + bytes(size),
+        b"F" + b"9" * size + b"\n",
+        b"V" + rb"\u1234" * (size // 6) + b"\n",
+    ):
+        start = time.perf_counter()
+        tracemalloc.start()
+        with contextlib.suppress(safe_pickle.NotPlainError):
+            safe_pickle.loads(b"\x80\x03" + steps + b".")
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-
-
-def test_containers_in_themselves_are_read_but_never_walked():
-    loop = []
-    loop.append(loop)
-    (inner,) = read = safe_pickle.loads(pickle.dumps(loop))
-    assert inner is read
-    doubled = safe_pickle.loads(b"\x80\x04" + shared(200, b"\x86") + b".")
-    assert len(doubled) == 2 and doubled[0] is doubled[1]
-
-
-FORBIDDEN = ("exec", "compile", "import", "open", "os.", "subprocess.", "pickle.", "ctypes.")
-SEEN: list[str] | None = None
-
-
-def watch(event, arguments):
-    if SEEN is not None and event.startswith(FORBIDDEN):
-        SEEN.append(f"{event} {arguments}")
-
-
-sys.addaudithook(watch)
-
-
-def watched(function, argument):
-    """Calls a function; returns its result and what the interpreter says that it did meanwhile."""
-    global SEEN
-    SEEN = seen = []
-    try:
-        return function(argument), seen
-    except pickle.UnpicklingError:
-        return None, seen
-    finally:
-        SEEN = None
-
-
-def test_damaged_files_never_execute_anything():
-    value = {"a": np.arange(30.0), "b": [np.float32(1), {"c": (None, True, "text", 2**70)}]}
-    good = [pickle.dumps(value, protocol) for protocol in PROTOCOLS]
-    bad = [data for data, _ in ATTACKS.values()]
-    chance = random.Random(7)
-    read = 0
-    "".encode("raw_unicode_escape")  # pickletools's own first use of a codec imports it
-    for _ in range(4000):
-        data = bytearray(chance.choice(good))
-        for _ in range(chance.randint(1, 3)):
-            at = chance.randrange(len(data))
-            match chance.randrange(5):
-                case 0:
-                    data[at] ^= 1 << chance.randrange(8)
-                case 1:
-                    data[at] = chance.randrange(256)
-                case 2:
-                    del data[at:]
-                    data += b"."
-                case 3:
-                    del data[at : at + chance.randint(1, 9)]
-                    data += b"."
-                case 4:  # a piece of an attack
-                    piece = chance.choice(bad)[:200]
-                    data[at:at] = piece[chance.randrange(len(piece) + 1) :]
-        result, seen = watched(safe_pickle.loads, bytes(data))
-        assert seen == []
-        read += result is not None
-    assert 40 < read < 2000  # changed numbers and texts are read; most else is not
-    _, seen = watched(pickle.loads, good[0])
-    assert any("find_class" in event for event in seen)  # the watch does see
+        assert peak < 10e6 + 10 * size
+        assert time.perf_counter() - start < 20
