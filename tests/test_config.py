@@ -1,5 +1,6 @@
 """The eight variants, and what a config refuses."""
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import config as config_lib
-from jax_mnist.runs import loop as runner
-from jax_mnist.runs import study
+from jax_mnist.runs import study, train
+from jax_mnist.training.augment import AugmentParams
+from jax_mnist.training.optim import make_schedule
+from jax_mnist.training.recipe import make_hyperparameters
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
@@ -53,7 +56,7 @@ BAD = [
     ("momentum", 1.0), ("ema", 1.0), ("norm_momentum", -0.1), ("seed", -1), ("seed", 2**31),
     ("rotation", 181.0), ("shift", -1.0), ("scale", 1.0), ("shear", 90.0), ("brightness", -0.1),
     ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
-    ("dataset", "minst"), ("replicas", 0), ("mesh", "data=0"),
+    ("dataset", "minst"), ("replicas", 0), ("replica_devices", -1), ("data_devices", -1),
 ]  # fmt: skip
 
 
@@ -74,20 +77,20 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
         (None, "must be a ConfigDict"),
         (FrozenConfigDict(config_lib.base()), "must be a ConfigDict"),
         (ConfigDict({"epochs": 1}), "config.batch_size is missing"),
-        (ConfigDict(config_lib.base().to_dict() | {"epocs": 1}), "config.epocs is none"),
+        (ConfigDict(config_lib.base().to_dict() | {"epocs": 1}), "config.epocs does not exist"),
         (
             ConfigDict(config_lib.base().to_dict() | {"seed": "x"}),
             "config.seed must be of type int",
         ),
         (ConfigDict(config_lib.base().to_dict() | {"l2": None}), "config.l2 must be of type float"),
-        (ConfigDict(config_lib.base().to_dict() | {"mesh": ["x"]}), "config.mesh must be of type"),
+        (ConfigDict(config_lib.base().to_dict() | {"norm": ["x"]}), "config.norm must be of type"),
         (ConfigDict(config_lib.base().to_dict() | {"nesterov": 1}), "config.nesterov must be of"),
     ],
 )
 def test_a_config_that_is_not_made_from_the_base_is_refused(config, message, tmp_path):
     for use in (
         config_lib.check,
-        lambda c: runner.train(c, tmp_path / "run"),
+        lambda c: train.train(c, tmp_path / "run"),
         lambda c: study.paired_runs({"x": c}, 2, tmp_path),
     ):
         with pytest.raises(config_lib.ConfigError, match=message) as error:
@@ -117,21 +120,23 @@ def test_every_field_but_free_text_is_checked():
     assert {field for field, _ in BAD} | text | switches == set(config_lib.base())
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        "data",
-        "data=",
-        "data=-1",
-        "data=2;",
-        "data=2,",
-        "rows=2",
-        "replica=1,data=2,data=3",
-        "data=2,data=1",
-    ],
-)
-def test_a_mesh_that_is_none_is_refused(mesh):
-    config = config_lib.base()
-    config.mesh = mesh
-    with pytest.raises(config_lib.ConfigError, match=r"config\.mesh must be empty or such as"):
-        config_lib.check(config)
+def test_the_table_says_of_every_field_what_it_takes_and_means():
+    rows = [row.split(" | ") for row in config_lib.table().splitlines()[2:]]
+    assert [row[0].strip("|` ") for row in rows] == [f.name for f in config_lib.FIELDS]
+    assert all(len(row) == 4 and all(cell.strip(" |") for cell in row) for row in rows)
+    (rotation,) = (row for row in rows if row[0] == "| `rotation`")
+    assert rotation[1:3] == ["`7.0`", "at least 0 and at most 180 degrees"]
+
+
+def test_replicas_of_one_program_differ_only_in_fields_that_the_table_allows():
+    fields = config_lib.program_fields(config_lib.base())
+    own = {field.name for field in config_lib.FIELDS if field.per_replica}
+    assert own == set(dataclasses.asdict(make_hyperparameters(config_lib.base()))) - {"augment"} | {
+        field.name for field in dataclasses.fields(AugmentParams)
+    } | {"seed"}
+    assert set(fields) == set(config_lib.base()) - own | {"average"}
+
+
+@pytest.mark.parametrize("name", config_lib.SCHEDULES)
+def test_every_schedule_that_a_config_may_name_can_be_made(name):
+    assert 0 <= make_schedule(name, 0.1, 10)(9) <= 0.1

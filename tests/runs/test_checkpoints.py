@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import resource
 import signal
 from pathlib import Path
@@ -25,7 +26,7 @@ def trained():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "MAX_STEPS_PER_CALL", 6)
         program, start = loop.build(runs)
-        seen = [progress for _, progress in zip(range(3), loop.training(program, start))]
+        seen = list(itertools.islice(loop.training(program, start), 3))
     return program, start, seen
 
 
@@ -75,9 +76,9 @@ def test_a_single_run_of_a_group_and_other_groups_resume_alone(saved):
     save(2)
     for numbers in ([1], [2, 0]):
         part = program._replace(runs=[program.runs[n] for n in numbers])
-        state = jax.tree.map(lambda leaf, n=len(numbers): leaf[:n], start.state)
-        restored = checkpoints.restore(part, dataclasses.replace(start, state=state), 6)
         rows = np.array(numbers)
+        state = jax.tree.map(lambda leaf, rows=rows: leaf[: len(rows)], start.state)
+        restored = checkpoints.restore(part, dataclasses.replace(start, state=state), 6)
         expected = jax.tree.map(lambda leaf, rows=rows: leaf[rows], seen[2].state.params)
         chex.assert_trees_all_equal(restored.state.params, expected)
         np.testing.assert_array_equal(restored.partial.loss, seen[2].partial.loss[rows])
@@ -180,7 +181,7 @@ def test_changed_data_are_refused(saved):
     program, start, _, save = saved
     save(0)
     changed = program._replace(data_digests=["other"])
-    with pytest.raises(ConfigError, match="has changed since .* was written: bring it back"):
+    with pytest.raises(ConfigError, match="was written: bring it back"):
         checkpoints.restore(changed, start, 2)
 
 

@@ -133,9 +133,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     good, bad = train_together(both, ignore)
     assert len(good["metrics"]["train_loss"]) == 2 and not history.has_diverged(good)
     assert len(bad["metrics"]["train_loss"]) == 1 and history.has_diverged(bad)
-    np.testing.assert_array_equal(
-        good["metrics"]["train_loss"], run[1]["metrics"]["train_loss"]
-    )
+    np.testing.assert_array_equal(good["metrics"]["train_loss"], run[1]["metrics"]["train_loss"])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "finite" in line]
     assert re.match(r"bad, seed 0: the loss was not finite at epoch 1, step \d; the learn", line)
     assert "(0.2)" in line and "L2 1e+30" in line

@@ -15,9 +15,13 @@ from jax_mnist.runs import history
 ROOT = Path(__file__).parents[2]
 
 
-def script(name, *arguments, cwd=ROOT):
+TINY = [sys.executable, ROOT / "tests" / "tiny.py"]
+
+
+def script(name, *arguments, cwd=ROOT, tiny=False):
+    """Runs a script, with the real network or with a tiny one."""
     return subprocess.run(
-        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)],
+        [*(TINY if tiny else TINY[:1]), ROOT / "scripts" / name, *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
@@ -55,18 +59,24 @@ def test_train_then_plot(tmp_path):
             picture.verify()
 
 
-def test_a_study_reports_and_goes_on_where_it_stopped(tmp_path):
+FEW = [
+    "--config.train_split=train[:300]", "--config.validation_split=test[:150]",
+    "--config.batch_size=64",
+]  # fmt: skip
+
+
+def test_a_study_reports_and_resumes(tmp_path):
     arguments = [
-        ROOT / "configs" / "bn.py", ROOT / "configs" / "l2.py", "--seeds=2", "--config.epochs=1",
-        "--config.train_split=train[:300]", "--config.validation_split=test[:100]",
+        ROOT / "configs" / "bn.py", ROOT / "configs" / "l2.py", "--seeds=2", "--config.epochs=2",
+        *FEW,
     ]  # fmt: skip
-    studied = script("study.py", *arguments, cwd=tmp_path)
+    studied = script("study.py", *arguments, cwd=tmp_path, tiny=True)
     assert studied.returncode == 0, studied.stderr
     assert studied.stdout == "report in runs/study/report.md and report.html\n"
     assert "4/4 runs" in studied.stderr
     folder = tmp_path / "runs" / "study"
     text = (folder / "report.md").read_text()
-    assert "4 runs: 2 variants, seeds 0, 1" in text and "`epochs=1`" in text
+    assert "4 runs: 2 variants, seeds 0, 1" in text and "`epochs=2`" in text
     records = [history.load(path) for path in folder.glob("*/seed-*/history.pkl")]
     assert sorted((r["name"], r["seed"]) for r in records) == [
         ("bn", 0), ("bn", 1), ("l2", 0), ("l2", 1),
@@ -75,61 +85,67 @@ def test_a_study_reports_and_goes_on_where_it_stopped(tmp_path):
 
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/history.pkl")}
     (folder / "report.md").unlink()
-    again = script("study.py", *arguments, cwd=tmp_path)
+    again = script("study.py", *arguments, cwd=tmp_path, tiny=True)
     assert again.returncode == 0, again.stderr
     assert (folder / "report.md").read_text() == text
     assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/history.pkl")}
 
-    other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path)
+    other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path, tiny=True)
     assert other.returncode == 2
     assert len(other.stderr.splitlines()) == 1 and "l1 is 0.0 there, 0.1 here" in other.stderr
 
 
-def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path):
-    command = [
-        sys.executable, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", "--seeds=3",
-        "--config.epochs=3", "--config.train_split=train[:6400]",
-        "--config.validation_split=test[:100]",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(tmp_path.rglob("sha256.json")):
+def start_study(folder, *arguments):
+    """A study of long runs, once each worker has saved a checkpoint."""
+    process = subprocess.Popen(
+        [*TINY, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", *arguments],
+        cwd=folder, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = folder / "runs" / "study" / "bn"
+    while process.poll() is None and not list(runs.glob("*/checkpoints/*.msgpack")):
         time.sleep(0.02)
+    return process
+
+
+def shorten(folder):
+    """Makes what is left of the runs short: for the sake of time, their configs say so."""
+    for path in folder.glob("runs/study/bn/*/config.json"):
+        path.write_text(path.read_text().replace('"epochs": 900', '"epochs": 1'))
+
+
+def test_a_study_that_is_stopped_saves_and_resumes(tmp_path):
+    process = start_study(tmp_path, "--seeds=3", "--config.epochs=900", *FEW)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert errors.splitlines()[-1] == "study.py: stopped and saved; the same command goes on"
+    assert errors.splitlines()[-1] == "study.py: stopped and saved; run the same command again"
     assert not list(tmp_path.rglob("history.pkl"))
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    shorten(tmp_path)
+    again = script(
+        "study.py", ROOT / "configs" / "bn.py", "--seeds=3", "--config.epochs=1", *FEW,
+        cwd=tmp_path, tiny=True,
+    )  # fmt: skip
     assert again.returncode == 0, again.stderr
-    assert "going on after epoch" in again.stderr
+    assert "resuming after epoch" in again.stderr
     assert (tmp_path / "runs" / "study" / "report.md").exists()
 
 
-def test_a_study_that_loses_a_process_says_so_and_goes_on(tmp_path):
-    command = [
-        sys.executable, ROOT / "scripts" / "study.py", ROOT / "configs" / "bn.py", "--seeds=2",
-        "--config.epochs=3", "--config.train_split=train[:6400]",
-        "--config.validation_split=test[:100]",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(tmp_path.rglob("sha256.json")):
-        time.sleep(0.02)
+def test_a_study_that_loses_a_worker_says_so(tmp_path):
+    process = start_study(tmp_path, "--seeds=2", "--config.epochs=900", *FEW)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), signal.SIGKILL)
+    found = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(int(found[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
-    assert "a process that trained was killed" in errors.splitlines()[-1]
+    assert "a worker process was killed" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "going on after epoch" in again.stderr
+    assert list(tmp_path.rglob("*.msgpack"))  # what the next call resumes from
 
 
 def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
     swept = script(
         "sweep.py", "--config", ROOT / "configs" / "l2.py", "--vary", "l2=1e-4,10", "--replicas=2",
-        "--config.epochs=1", "--config.batch_size=1000", cwd=tmp_path,
+        "--config.epochs=1", "--config.batch_size=1000", cwd=tmp_path, tiny=True,
     )  # fmt: skip
     assert swept.returncode == 0, swept.stderr
     title, first, second = swept.stdout.splitlines()

@@ -12,13 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mnist import config
 from jax_mnist.data import datasets
 from jax_mnist.runs import history
-from jax_mnist.runs import loop as runner
+from jax_mnist.runs.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,22 +69,23 @@ def train_or_refuse(fields):
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         generated = config.base()
-        generated.update(epochs=1, mesh="data=1", **fields)
+        generated.update(epochs=1, data_devices=1, **fields)
         try:
-            (record,) = runner.train(generated, workdir)
+            (record,) = train(generated, workdir)
         except (config.ConfigError, datasets.DatasetError) as error:
             assert str(error).isprintable() and 20 < len(str(error)) < 400
             assert not workdir.exists()
             return False
-        loss = record["metrics"]["train_loss"]
-        assert loss.shape == (1,)
-        assert np.isfinite(loss).all() != history.has_diverged(record)
+        losses = [record["metrics"][f"{part}_loss"] for part in ("train", "validation")]
+        assert losses[0].shape == (1,)
+        assert np.isfinite(losses).all() != history.has_diverged(record)
         assert history.load(workdir / "history.pkl")["config"] == generated.to_dict()
-        assert (workdir / "variables.msgpack").exists() == np.isfinite(loss).all()
+        assert (workdir / "variables.msgpack").exists() == np.isfinite(losses).all()
         return True
 
 
-def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
+def test_a_generated_config_trains_or_is_refused_in_one_line(thorough, monkeypatch):
+    tiny.use(monkeypatch)
     trained = []
 
     @settings(max_examples=500 if thorough else 12, deadline=None, derandomize=True, database=None)
@@ -98,19 +100,18 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
 
 
 # Runs the script once for each of the command lines on standard input, in a process of its own,
-# without importing everything again. Where training would begin, with the data loaded and the
-# folder taken, it ends.
+# without importing everything again. It ends where training would begin, with the data loaded.
 MANY = """
 import json, os, runpy, sys, tempfile
 from jax_mnist import config
 from jax_mnist.analysis import plots, report, statistics
-from jax_mnist.inference import predict as trained
-from jax_mnist.runs import loop as runner, study
+from jax_mnist.inference import predict
+from jax_mnist.runs import loop, study, workers
 script = sys.argv[1]
 sys.path.insert(0, os.path.dirname(script))
 def begin(*arguments):
     raise config.ConfigError("training would begin")
-runner._train = study._on_every_core = begin
+loop.init_replicas = workers.train_on_every_core = begin
 for line in sys.stdin:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = os.fork()

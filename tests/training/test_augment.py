@@ -183,20 +183,20 @@ def test_random_affine_draws_within_its_range(seed, which):
 def test_augment_batch_is_augment_of_each_image_with_its_own_key():
     image = (picture() * 255).astype(np.uint8)
     batch = jnp.stack([image] * 3)
-    strengths = augment.Strengths(brightness=0.3, contrast=0.3, rotation=20.0, shift=2.0)
+    params = augment.AugmentParams(brightness=0.3, contrast=0.3, rotation=20.0, shift=2.0)
     keys = jax.random.split(jax.random.key(1), len(batch))
-    out = augment.augment_batch(keys, batch, strengths)
+    out = augment.augment_batch(keys, batch, params)
     chex.assert_shape(out, (3, 28, 28, 1))
     chex.assert_type(out, jnp.float32)
     keys = jax.random.split(jax.random.key(1), 3)
     for i in range(3):
-        np.testing.assert_allclose(out[i], augment.augment(keys[i], batch[i], strengths), atol=1e-5)
+        np.testing.assert_allclose(out[i], augment.augment(keys[i], batch[i], params), atol=1e-5)
     assert not np.allclose(out[0], out[1], atol=0.1)
-    again = augment.augment_batch(keys, batch, strengths)
+    again = augment.augment_batch(keys, batch, params)
     chex.assert_trees_all_equal(out, again)
 
 
-def test_without_strengths_augment_only_normalises():
+def test_without_params_augment_only_normalises():
     image = (picture() * 255).astype(np.uint8)
-    out = augment.augment(jax.random.key(0), image, augment.Strengths())
+    out = augment.augment(jax.random.key(0), image, augment.AugmentParams())
     np.testing.assert_allclose(out, (image / 255.0 - 0.1307) / 0.3081, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The training step and loop: what they compute, that they repeat, that they compile once."""
+"""The training step: what it computes, that it repeats, that it compiles once."""
 
 import functools
 
@@ -8,25 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import Tiny
 
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.nn import cnn as model
-from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 from jax_mnist.training import augment
-from jax_mnist.training import step as training
+from jax_mnist.training.evaluation import evaluate, predict
+from jax_mnist.training.state import (
+    Hyperparameters,
+    Recipe,
+    inference_variables,
+    init,
+    init_replicas,
+)
+from jax_mnist.training.step import epoch_order, train_epoch, train_step
 
 BATCH, EXAMPLES = 8, 44
 STEPS = EXAMPLES // BATCH
 LONG = 24  # epochs
-HYPER = training.Hyperparameters(
+HYPER = Hyperparameters(
     learning_rate=0.05,
     l1=1e-4,
     l2=1e-3,
     ema=0.6,
-    strengths=augment.Strengths(brightness=0.1, contrast=0.1, rotation=7.0),
+    augment=augment.AugmentParams(brightness=0.1, contrast=0.1, rotation=7.0),
 )
-RECIPE = training.Recipe(
-    model=model.CNN(norm=functools.partial(GhostBatchNorm, ghost_batch_size=3, momentum=0.9)),
+RECIPE = Recipe(
+    model=Tiny(norm="ghost", ghost_batch_size=3, axis_name=None),
     schedule="one_cycle",
     steps=LONG * STEPS,
     nesterov=True,
@@ -47,19 +54,19 @@ def data():
 
 
 def run(data, recipe=RECIPE, hyper=HYPER, seed=0, epochs=2):
-    hyper, state = training.init_replicas(recipe, [hyper], [seed])
+    hyper, state = init_replicas(recipe, [hyper], [seed])
     losses = []
     for epoch in range(epochs):
-        order = training.epoch_order(state.key[0], epoch, EXAMPLES, BATCH)
-        state, metrics = training.train_epoch(recipe, hyper, state, data, np.asarray(order)[None])
+        order = epoch_order(state.key[0], epoch, EXAMPLES, BATCH)
+        state, metrics = train_epoch(recipe, hyper, state, data, np.asarray(order)[None])
         losses.append(metrics.loss[0])
     return jax.tree.map(lambda leaf: leaf[0], state), np.concatenate(losses)
 
 
 def test_an_epoch_visits_each_example_at_most_once_and_drops_the_remainder():
     key = jax.random.key(0)
-    first = np.asarray(training.epoch_order(key, 0, EXAMPLES, BATCH))
-    second = np.asarray(training.epoch_order(key, 1, EXAMPLES, BATCH))
+    first = np.asarray(epoch_order(key, 0, EXAMPLES, BATCH))
+    second = np.asarray(epoch_order(key, 1, EXAMPLES, BATCH))
     for order in (first, second):
         assert order.shape == (STEPS, BATCH)
         assert len(np.unique(order)) == STEPS * BATCH
@@ -67,19 +74,19 @@ def test_an_epoch_visits_each_example_at_most_once_and_drops_the_remainder():
     left_out = [set(range(EXAMPLES)) - set(order.ravel()) for order in (first, second)]
     assert len(left_out[0]) == EXAMPLES - STEPS * BATCH == 4
     assert left_out[0] != left_out[1]
-    exact = np.asarray(training.epoch_order(key, 0, 40, BATCH))
+    exact = np.asarray(epoch_order(key, 0, 40, BATCH))
     assert sorted(exact.ravel()) == list(range(40))
 
 
 def test_the_step_is_what_its_definition_says(data):
     """Loss, gradient with both penalties, Nesterov momentum, statistics, average: by hand."""
-    state = training.init(RECIPE, HYPER, 3)
+    state = init(RECIPE, HYPER, 3)
     index = np.arange(BATCH)
-    after, metrics = training.train_step(RECIPE, HYPER, state, data, index)
+    after, metrics = train_step(RECIPE, HYPER, state, data, index)
 
     step_key = jax.random.fold_in(jax.random.split(state.key)[1], 0)
     keys = jax.random.split(step_key, BATCH)
-    images = augment.augment_batch(keys, data.images[:BATCH], HYPER.strengths)
+    images = augment.augment_batch(keys, data.images[:BATCH], HYPER.augment)
     one_hot = np.eye(10)[np.asarray(data.labels[:BATCH])]
 
     @jax.jit
@@ -106,18 +113,18 @@ def test_the_step_is_what_its_definition_says(data):
 
 
 def test_the_average_is_a_bias_corrected_mean_of_the_weights(data):
-    state, weights = training.init(RECIPE, HYPER, 0), []
+    state, weights = init(RECIPE, HYPER, 0), []
     for index in np.arange(3 * BATCH).reshape(3, BATCH):
-        state, _ = training.train_step(RECIPE, HYPER, state, data, index)
+        state, _ = train_step(RECIPE, HYPER, state, data, index)
         weights.append(state.params)
     factors = np.array([0.6**2, 0.6, 1])
     factors /= factors.sum()
     expected = jax.tree.map(
         lambda *w: sum(f * a for f, a in zip(factors, w, strict=True)), *weights
     )
-    averaged = training.inference_variables(HYPER, state)
+    averaged = inference_variables(HYPER, state)
     chex.assert_trees_all_close(averaged["params"], expected, atol=1e-6)
-    plain = training.inference_variables(HYPER, state.replace(average=None))
+    plain = inference_variables(HYPER, state.replace(average=None))
     chex.assert_trees_all_equal(plain["params"], state.params)
 
 
@@ -129,15 +136,15 @@ def test_training_repeats_and_depends_on_the_seed(data):
 
 
 def test_an_epoch_is_its_steps_one_by_one(data):
-    hyper, state = training.init_replicas(RECIPE, [HYPER], [0])
-    looped = training.init(RECIPE, HYPER, 0)
-    order = np.asarray(training.epoch_order(looped.key, 0, EXAMPLES, BATCH))[:2]
+    hyper, state = init_replicas(RECIPE, [HYPER], [0])
+    looped = init(RECIPE, HYPER, 0)
+    order = np.asarray(epoch_order(looped.key, 0, EXAMPLES, BATCH))[:2]
     metrics = []
     for index in order:
-        looped, step_metrics = training.train_step(RECIPE, HYPER, looped, data, index)
+        looped, step_metrics = train_step(RECIPE, HYPER, looped, data, index)
         metrics.append(step_metrics)
     scanned, scan_metrics = jax.tree.map(
-        lambda leaf: leaf[0], training.train_epoch(RECIPE, hyper, state, data, order[None])
+        lambda leaf: leaf[0], train_epoch(RECIPE, hyper, state, data, order[None])
     )
     metrics = jax.tree.map(lambda *steps: np.stack(steps), *metrics)
     chex.assert_trees_all_close(metrics, scan_metrics, atol=1e-4)
@@ -147,24 +154,24 @@ def test_an_epoch_is_its_steps_one_by_one(data):
 
 def test_one_compilation_serves_every_step_and_every_strength(data):
     run(data, epochs=1)
-    compiled = training.train_epoch._cache_size()
+    compiled = train_epoch._cache_size()
     run(data, epochs=2)
     run(data, hyper=HYPER.replace(l1=0.0, l2=0.5, learning_rate=0.01, momentum=0.5), epochs=1)
     same = RECIPE._replace(model=RECIPE.model.clone())
     run(data, recipe=same, epochs=1)
-    assert training.train_epoch._cache_size() == compiled
+    assert train_epoch._cache_size() == compiled
 
 
 def test_training_learns(data):
-    _, losses = run(data, hyper=training.Hyperparameters(learning_rate=0.1), epochs=LONG)
+    _, losses = run(data, hyper=Hyperparameters(learning_rate=0.1), epochs=LONG)
     assert losses[:STEPS].mean() > 2
     assert losses[-STEPS:].mean() < 0.5
 
 
 def test_evaluation_by_hand_over_a_short_last_batch(data):
     state, _ = run(data, epochs=1)
-    variables = training.inference_variables(HYPER, state)
-    result = training.evaluate(RECIPE.model, variables, data, batch_size=10)
+    variables = inference_variables(HYPER, state)
+    result = evaluate(RECIPE.model, variables, data, batch_size=10)
     images = augment.normalize(np.asarray(data.images, np.float32) / 255)
     logits = RECIPE.model.apply(variables, images, train=False)
     labels = np.asarray(data.labels)
@@ -176,3 +183,20 @@ def test_evaluation_by_hand_over_a_short_last_batch(data):
     )
     assert result.accuracy == (np.asarray(logits).argmax(1) == labels).mean()
     assert result.probabilities.dtype == np.float32
+
+
+def test_arrays_of_the_wrong_shape_or_type_are_refused_when_traced(data):
+    hyper, state = init_replicas(RECIPE, [HYPER], [0])
+    order = np.zeros((1, 2, BATCH), np.int32)
+    flat = data._replace(images=data.images[..., 0])
+    floats = data._replace(images=data.images / 255)
+    for wrong in (
+        lambda: train_epoch(RECIPE, hyper, state, flat, order),
+        lambda: train_epoch(RECIPE, hyper, state, floats, order),
+        lambda: train_epoch(RECIPE, hyper, state, data, order[0]),
+        lambda: train_epoch(RECIPE, hyper, state, data, np.zeros((2, 2, BATCH), np.int32)),
+        lambda: train_step(RECIPE, HYPER, init(RECIPE, HYPER, 0), data, order),
+        lambda: predict(RECIPE.model, inference_variables(hyper, state), flat.images),
+    ):
+        with pytest.raises(AssertionError):
+            wrong()
