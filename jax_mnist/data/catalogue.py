@@ -14,38 +14,36 @@ class DatasetInfo(NamedTuple):
     """What is known about a data set before any of its files is read.
 
     Attributes:
-      version: The version in TFDS.
       builder: The name of the class in `tensorflow_datasets.image_classification`.
       label_names: The names of the ten classes, by label, as in TFDS.
-      counts: The number of examples in each split.
-      space: The disk space needed to prepare the data set.
-      packaged: The folder of this package that holds the original files, if there is one.
       contents: The SHA-256 of all pixels followed by all labels, of the training and the test
         set, computed from files whose own SHA-256 is the one registered by TFDS.
+      packaged: The folder of this package that holds the original files, if there is one.
+      version: The version in TFDS.
+      counts: The number of examples in each split.
+      space: The disk space needed to prepare the data set.
     """
 
-    version: str
     builder: str
     label_names: tuple[str, ...] = tuple("0123456789")
+    contents: tuple[str, ...] = ()
+    packaged: Path | None = None
+    version: str = "3.0.1"
     counts: Mapping[str, int] = MappingProxyType({"train": 60_000, "test": 10_000})
     space: str = "200 MB"
-    packaged: Path | None = None
-    contents: tuple[str, ...] = ()
 
 
 CATALOGUE = {
     "mnist": DatasetInfo(
-        version="3.0.1",
-        builder="MNIST",
-        packaged=Path(__file__).parent / "mnist",
+        "MNIST",
         contents=(
             "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
             "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
         ),
+        packaged=Path(__file__).parent / "mnist",
     ),
     "fashion_mnist": DatasetInfo(
-        version="3.0.1",
-        builder="FashionMNIST",
+        "FashionMNIST",
         label_names=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -56,15 +54,10 @@ CATALOGUE = {
         ),
     ),
     "kmnist": DatasetInfo(
-        version="3.0.1",
-        builder="KMNIST",
-        label_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        "KMNIST", label_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
     ),
     "emnist/digits": DatasetInfo(
-        version="3.1.0",
-        builder="EMNIST",
-        counts=MappingProxyType({"train": 240_000, "test": 40_000}),
-        space="1.5 GB",
+        "EMNIST", version="3.1.0", counts={"train": 240_000, "test": 40_000}, space="1.5 GB"
     ),
 }
 NAMES = tuple(CATALOGUE)

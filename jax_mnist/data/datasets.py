@@ -14,7 +14,7 @@ from absl import logging
 
 from jax_mnist.data import cache, files, idx, splits, tfds_builder
 from jax_mnist.data.catalogue import CATALOGUE, check_name, is_folder, name_of_contents
-from jax_mnist.data.catalogue import NAMES as NAMES
+from jax_mnist.data.catalogue import NAMES as NAMES  # exported again, as is digest below
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 from jax_mnist.data.types import digest as digest
 
@@ -53,7 +53,7 @@ def load(
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = files.expand_user(root).absolute()
     path = root / "jax_mnist" / f"{name.replace('/', '-')}-{CATALOGUE[name].version}.npz"
-    data = cache.read(path, name, {part.split for part in slices})
+    data = cache.read(path, name, {part for part, _, _ in slices})
     if data is None:
         data = _fill_cache(path, name, root, source_dir or None)
     return splits.take(data, slices)
@@ -63,7 +63,7 @@ def _load_folder(folder: str, split: str) -> Dataset:
     parts = {key: idx.read_split(folder, key) for key in ("train", "test")}
     slices = splits.parse(split, {key: len(part.data.labels) for key, part in parts.items()})
     if multiprocessing.parent_process() is None:  # otherwise every worker would repeat it
-        for key in dict.fromkeys(part.split for part in slices):
+        for key in dict.fromkeys(key for key, _, _ in slices):
             print(parts[key].summary, file=sys.stderr, flush=True)
     return splits.take({key: part.data for key, part in parts.items()}, slices)
 

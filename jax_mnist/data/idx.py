@@ -1,6 +1,6 @@
 """Reading and validating IDX files, the format in which MNIST was published.
 
-The format is described at http://yann.lecun.com/exdb/mnist/.
+See http://yann.lecun.com/exdb/mnist/ for a description.
 """
 
 import gzip

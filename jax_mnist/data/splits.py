@@ -5,22 +5,15 @@ TFDS has a parser of its own, but importing it takes from half a second to three
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 
+Slice = tuple[str, int, int]  # split, start, stop
+
 # train, test[10:], train[:80%]; several are joined by +
 _PIECE = re.compile(r"([\w-]+)(?:\[(?:(-?[\d_.]+)(%?))?:(?:(-?[\d_.]+)(%?))?\])?")
-
-
-class Slice(NamedTuple):
-    """The examples `start` to `stop - 1` of a split."""
-
-    split: str
-    start: int
-    stop: int
 
 
 def parse(split: str, counts: Mapping[str, int]) -> list[Slice]:
@@ -55,7 +48,7 @@ def _parse_piece(piece: str, counts: Mapping[str, int]) -> list[Slice]:
         raise ValueError(f"{piece!r} is not a split name with an optional [from:to]")
     split, low, low_unit, high, high_unit = match.groups()
     if piece == "all":
-        return [Slice(split, 0, count) for split, count in counts.items()]
+        return [(split, 0, count) for split, count in counts.items()]
     if split not in counts:
         raise ValueError(f"the splits are {', '.join(counts)}, not {split!r}")
     if "[" in piece and low is None and high is None:
@@ -75,7 +68,7 @@ def _parse_piece(piece: str, counts: Mapping[str, int]) -> list[Slice]:
     start, stop = bound(low, 0), bound(high, count)
     if start >= stop:
         raise ValueError(f"{piece!r} contains no examples")
-    return [Slice(split, start, stop)]
+    return [(split, start, stop)]
 
 
 def take(data: Mapping[str, Dataset], slices: Sequence[Slice]) -> Dataset:

@@ -150,7 +150,7 @@ def test_cache_of_another_dataset_is_not_taken(prepared):
 
 @pytest.mark.parametrize(
     ("limit", "left"),
-    [(5_000, []), (30_000, []), (80_000, [f for f in COMPLETE if not f.endswith("npz")])],
+    [(5_000, []), (100_000, []), (250_000, [f for f in COMPLETE if not f.endswith("npz")])],
 )
 def test_full_disk(small, limit, left):
     """A limit on the size of files stands for a full disk: writes fail at some byte."""
@@ -183,7 +183,7 @@ def test_default_data_dir_is_that_of_tfds(prepared, tmp_path, monkeypatch):
         return len(datasets.load("kmnist", "test").labels)
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "named"))
-    assert moved_to(tmp_path / "named") == 40
+    assert moved_to(tmp_path / "named") == 100
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert moved_to(tmp_path / "home" / "tensorflow_datasets") == 40
+    assert moved_to(tmp_path / "home" / "tensorflow_datasets") == 100

@@ -194,7 +194,7 @@ DAMAGES = {
     "lose_info": lose_info,
     "lose_shard": lose_shard,
     "as_tfrecord": change_info("array_record", "tfrecord"),
-    "more_examples": change_info('"100"', '"101"'),
+    "more_examples": change_info('"300"', '"301"'),
 }
 
 
