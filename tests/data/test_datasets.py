@@ -80,10 +80,20 @@ def test_two_processes_prepare_real_mnist_once(tmp_path, thorough):
 # A small KMNIST
 
 
+def announce_decoding(monkeypatch):
+    def decode(*args):
+        print("Decoding", file=sys.stderr, flush=True)
+        return original(*args)
+
+    original = tfds_builder._decode
+    monkeypatch.setattr(tfds_builder, "_decode", decode)
+
+
 def load_when_told(source, data_dir, connection):
     """Loads in another process, and dies in the middle of it if told so."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         shrink_kmnist(monkeypatch, source)
+        announce_decoding(monkeypatch)
         connection.send("ready")
         if connection.recv() == "die":
             monkeypatch.setattr(tfds_builder, "_decode", lambda *_: die(connection))
@@ -97,7 +107,8 @@ def die(connection):
 
 
 @pytest.mark.parametrize("word", ["load", "die"])
-def test_processes_prepare_one_after_another_and_once(small, capfd, word):
+def test_processes_prepare_one_after_another_and_once(small, capfd, monkeypatch, word):
+    announce_decoding(monkeypatch)
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     args = (small.served, small.data_dir, there)
@@ -113,11 +124,22 @@ def test_processes_prepare_one_after_another_and_once(small, capfd, word):
     waited = time.monotonic() - start
     process.join()
     assert files_below(small.data_dir) == COMPLETE
-    prepared = capfd.readouterr().err.count("Preparing kmnist")
+    printed = capfd.readouterr().err
+    assert printed.count("Decoding") == 1  # the other process read the cache, or died
+    prepared = printed.count("Preparing kmnist")
     if word == "die":
         assert process.exitcode == 9 and prepared == 2 and waited > 0.4
     else:
         assert process.exitcode == 0 and prepared == 1
+
+
+def test_leftovers_of_an_interrupted_process_are_deleted(small):
+    for name in ("incomplete/kmnist/3.0.1/features.json", ".kmnist-3.0.1.npz.1.tmp"):
+        path = small.data_dir / "jax_mnist" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    small.check(small.served)
+    assert files_below(small.data_dir) == COMPLETE
 
 
 def test_tfds_lists_its_own_dataset_only(prepared):
