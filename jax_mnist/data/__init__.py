@@ -1,1 +1,1 @@
-"""From files to arrays: the data sets, their splits, and how files are written and locked."""
+"""From files to arrays: data sets by name or from a folder, their splits, and a cache."""

@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one."""
+"""Writing files so that a reader never sees a partly written one."""
 
 import contextlib
 import os
@@ -7,20 +7,26 @@ from pathlib import Path
 PathLike = str | os.PathLike[str]
 
 
+def expand_user(path: PathLike) -> Path:
+    """Replaces a leading `~` or `~user`, and leaves the path as it is if there is no such user."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises an error for an unknown user
+
+
 def write_atomically(path: PathLike, data: bytes) -> None:
-    """Writes a file by way of a temporary name in its folder, so that no reader sees half of it.
+    """Writes a file under a temporary name in the same folder, and then renames it.
 
     Args:
-        path: the file; its folder is made if there is none.
-        data: the whole contents.
+      path: The file to write or replace. Its folder is created if it does not exist.
+      data: The complete contents.
 
     Raises:
-        OSError: it could not be written, in one line; an earlier file is as it was.
+      OSError: The file could not be written. The message is one line, and an earlier version of
+        the file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with contextlib.suppress(FileExistsError):  # if it is a file, opening says so better
+        with contextlib.suppress(FileExistsError):  # if it is a file, open reports that better
             path.parent.mkdir(parents=True)
         try:
             with open(temporary, "wb") as file:

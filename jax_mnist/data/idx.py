@@ -1,0 +1,127 @@
+"""Reading and validating IDX files, the format in which MNIST was published.
+
+See http://yann.lecun.com/exdb/mnist/ for a description.
+"""
+
+import gzip
+import hashlib
+import math
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jax_mnist.data import catalogue, files
+from jax_mnist.data.types import Dataset, DatasetError, first_line
+
+_PREFIXES = {"train": "train", "test": "t10k"}  # of the file names, by split
+_MAX_GZIP_RATIO = 1032  # deflate cannot compress any further
+
+
+class Part(NamedTuple):
+    """One split of a folder of IDX files.
+
+    Attributes:
+      data: The examples, in the order of the files.
+      sha256: The SHA-256 of all pixels followed by all labels, as bytes, in hexadecimal.
+      summary: One line that says what was found and verified.
+    """
+
+    data: Dataset
+    sha256: str
+    summary: str
+
+
+def read_split(folder: files.PathLike, split: str) -> Part:
+    """Reads and validates the images and labels of one split.
+
+    The files are `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, with `t10k` instead of
+    `train` for the test set, each with or without `.gz`. The spelling `train-images.idx3-ubyte`
+    is accepted too.
+
+    Args:
+      folder: The folder that holds the files.
+      split: `"train"` or `"test"`.
+
+    Raises:
+      DatasetError: A file is missing or damaged, its size contradicts its header, the images are
+        not 28x28, the labels are not 0 to 9, or the numbers of images and labels differ.
+    """
+    folder = files.expand_user(folder)
+    images_file = _find(folder, f"{_PREFIXES[split]}-images", "idx3-ubyte")
+    labels_file = _find(folder, f"{_PREFIXES[split]}-labels", "idx1-ubyte")
+    images, labels = read_array(images_file, 3), read_array(labels_file, 1)
+    if images.shape[1:] != (28, 28):
+        size = "x".join(map(str, images.shape[1:]))
+        raise DatasetError(f"{images_file} holds images of {size}: the network takes 28x28")
+    if len(images) != len(labels) or not len(labels):
+        raise DatasetError(
+            f"{images_file} holds {len(images):,} images, but {labels_file.name} holds "
+            f"{len(labels):,} labels: provide as many labels as images, and at least one"
+        )
+    if labels.max() > 9:
+        raise DatasetError(
+            f"{labels_file} holds the label {labels.max()}: the network has the classes 0 to 9"
+        )
+    content = hashlib.sha256(images.data)
+    content.update(labels.data)
+    sha256 = content.hexdigest()
+    counts = np.bincount(labels)
+    low, high = counts[counts > 0].min(), counts.max()
+    name = catalogue.name_of_contents(sha256)
+    gzips = [images_file.suffix, labels_file.suffix].count(".gz")
+    verified = ("sizes", "sizes and one gzip checksum", "sizes and gzip checksums")[gzips]
+    summary = (
+        f"{images_file}: {len(labels):,} images of 28x28 in {np.count_nonzero(counts)} classes, "
+        f"{low:,}{'' if low == high else f' to {high:,}'} images in each; {verified} verified; "
+        + (f"identical to the original {name}" if name else f"SHA-256 of the contents: {sha256}")
+    )
+    return Part(Dataset(images[..., None], labels.astype(np.int32)), sha256, summary)
+
+
+def _find(folder: Path, name: str, kind: str) -> Path:
+    spellings = [f"{name}{mark}{kind}{end}" for mark in "-." for end in ("", ".gz")]
+    for path in map(folder.joinpath, spellings):
+        if path.is_file():  # some programs unpack the file into a folder of the same name
+            return path
+    raise DatasetError(
+        f"{folder} holds neither {spellings[0]} nor {spellings[1]}: name a folder of IDX files"
+    )
+
+
+def read_array(path: Path, dimensions: int) -> np.ndarray:
+    """Reads a file of bytes, which is decompressed if its name ends with `.gz`.
+
+    Args:
+      path: The file.
+      dimensions: The number of dimensions that the array must have.
+
+    Returns:
+      A read-only uint8 array.
+
+    Raises:
+      DatasetError: The file cannot be read, is no IDX file of bytes in so many dimensions, or
+        does not hold exactly the bytes that its header announces.
+    """
+    zipped = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            magic, *shape = np.frombuffer(header, ">u4").tolist()
+            if magic != 0x800 + dimensions or len(shape) != dimensions:
+                raise ValueError(f"its header is not that of bytes in {dimensions} dimensions")
+            size = math.prod(shape)
+            if size > min(2**31, path.stat().st_size * (_MAX_GZIP_RATIO if zipped else 1)):
+                raise ValueError(f"it is too small for the {size:,} bytes it announces")
+            # One byte more reaches the end of the file, where gzip keeps its checksum.
+            content = file.read(size + 1)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DatasetError(f"{path} is damaged or no IDX file ({reason}): replace it") from error
+    if len(content) != size:
+        more = "more" if len(content) > size else "fewer"
+        raise DatasetError(
+            f"{path} is damaged: it holds {more} than the {size:,} bytes it announces; replace it"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)

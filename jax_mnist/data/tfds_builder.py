@@ -1,0 +1,206 @@
+"""Preparing and reading TFDS directories without TensorFlow.
+
+TFDS is imported by the functions that need it: the import takes seconds, and most loads are served
+from the cache.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import struct
+import sys
+import types
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from jax_mnist.data import files, idx
+from jax_mnist.data.catalogue import CATALOGUE
+from jax_mnist.data.types import Dataset, DatasetError, first_line
+
+
+def read_or_prepare(
+    name: str, root: Path, work_dir: Path, source_dir: files.PathLike | None
+) -> dict[str, Dataset]:
+    """Reads all splits from the TFDS directory of a data set, and creates it if necessary.
+
+    A directory that exists but cannot be read may belong to someone else: it may be damaged, or in
+    the tfrecord format, which only TensorFlow reads. It is left as it is, and another one is made
+    in `work_dir`.
+
+    Args:
+      name: A name in the catalogue.
+      root: The TFDS data folder.
+      work_dir: A folder whose lock the caller holds.
+      source_dir: The folder of the original files, or None for the default; see `datasets.load`.
+
+    Raises:
+      DatasetError: A source file is missing or damaged, or a download failed.
+      Exception: A file could not be written; TFDS and array_record raise errors of many types.
+    """
+    folder, own = (place / name / CATALOGUE[name].version for place in (root, work_dir))
+    if folder.exists():
+        try:
+            return _decode(name, folder)
+        except Exception as error:  # array_record and protobuf have their own types
+            message = "cannot read %s (%s): it is left as it is, and %s is used instead"
+            logging.warning(message, folder, first_line(error), own)
+        folder = own
+        if own.exists():
+            try:
+                return _decode(name, own)
+            except Exception as error:
+                logging.warning("%s is damaged (%s) and will be rewritten", own, first_line(error))
+                shutil.rmtree(own)
+    return _prepare(name, folder, work_dir / "incomplete", source_dir)
+
+
+def _decode(name: str, folder: Path) -> dict[str, Dataset]:
+    """Reads all splits of a TFDS directory; array_record verifies a hash of every record."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    data = {}
+    for split, count in CATALOGUE[name].counts.items():
+        # TFDS would decode with Pillow too, but only after advising to install OpenCV.
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        if len(source) != count:
+            raise ValueError(f"{split} holds {len(source)} examples instead of {count}")
+        images = np.empty((count, 28, 28, 1), np.uint8)
+        labels = np.empty(count, np.int32)
+        for i, example in enumerate(source.__getitems__(range(count))):
+            image = np.asarray(Image.open(io.BytesIO(example["image"])))
+            if image.shape != (28, 28) or image.dtype != np.uint8:
+                raise ValueError(f"{split} holds an image of shape {image.shape}, {image.dtype}")
+            images[i, :, :, 0], labels[i] = image, example["label"]
+        if labels.min() < 0 or labels.max() > 9:
+            raise ValueError(f"{split} holds labels outside 0 to 9")
+        data[split] = Dataset(images, labels)
+    return data
+
+
+def _prepare(
+    name: str, folder: Path, staging: Path, source_dir: files.PathLike | None
+) -> dict[str, Dataset]:
+    """Creates the TFDS directory `folder` and returns its contents."""
+    import tensorflow_datasets as tfds
+
+    advice = "get it from {}" if source_dir else "reinstall jax_mnist"
+    source_dir = source_dir or CATALOGUE[name].packaged
+    builder_class = _builder_class(name, download=source_dir is None)
+    if source_dir is not None:
+        source_dir = files.expand_user(source_dir)
+        _verify(builder_class, source_dir, advice)
+    message = f"Preparing {name} in {folder} (only once; this takes about a minute)"
+    print(message, file=sys.stderr, flush=True)
+    # Whatever an interrupted process left in the staging folder can be deleted, and the directory
+    # is moved into place only after it was read back.
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        tfds.disable_progress_bar()
+        builder = builder_class(config=name.partition("/")[2] or None, data_dir=staging)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=source_dir, try_download_gcs=False
+                ),
+                file_format="array_record",
+            )
+        data = _decode(name, builder.data_path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(builder.data_path, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return data
+
+
+def _builder_class(name: str, download: bool) -> Any:
+    """Returns a subclass of TFDS's builder without the two steps that need TensorFlow.
+
+    These are the extraction of archives and the encoding of images.
+    """
+    import tensorflow_datasets as tfds
+
+    original: Any = getattr(tfds.image_classification, CATALOGUE[name].builder)
+
+    class Builder(original, skip_registration=True):  # type: ignore[misc, call-arg]
+        url_infos = original.url_infos  # TFDS looks for them beside the class's own module
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            def fetch(url: Any) -> Any:
+                archives = dl_manager.download(url)
+                return self._unzip(archives) if name == "emnist/digits" else archives
+
+            manager = types.SimpleNamespace(download_and_extract=fetch, extract=lambda path: path)
+            with _announced_download(self) if download else contextlib.nullcontext():
+                return super()._split_generators(manager)
+
+        def _unzip(self, archive: Any) -> str:
+            folder = Path(self.data_dir).parent / "unpacked"  # in the staging folder
+            with zipfile.ZipFile(archive) as file:
+                wanted = [m for m in file.namelist() if m.startswith("gzip/emnist-digits-")]
+                file.extractall(folder, wanted)
+            return str(folder)
+
+        def _generate_examples(
+            self, num_examples: int, data_path: Any, label_path: Any
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            images = idx.read_array(Path(data_path), 3)
+            labels = idx.read_array(Path(label_path), 1)
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield i, {"image": io.BytesIO(_png(image)), "label": int(label)}
+
+    Builder.name = name.partition("/")[0]
+    return Builder
+
+
+def _png(image: np.ndarray) -> bytes:
+    """Encodes grey levels `[28, 28]`: preparing MNIST takes 27 % less time than with Pillow."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    rows = np.zeros((28, 29), np.uint8)  # the first byte of a row is its filter: none
+    rows[:, 1:] = image
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows.tobytes(), 1))
+    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+
+
+@contextlib.contextmanager
+def _announced_download(builder: Any) -> Iterator[None]:
+    """Announces a download, and turns the errors inside the block into a `DatasetError`."""
+    names = ", ".join(info.filename for info in builder.url_infos.values())
+    advice = f"name a folder that holds {names} as source_dir"
+    print(f"Downloading from {builder.URL} (or {advice})", file=sys.stderr, flush=True)
+    try:
+        # Without a network, TFDS itself would retry for more than three minutes.
+        urllib.request.urlopen(next(iter(builder.url_infos)), timeout=10).close()
+        yield
+    except Exception as error:
+        raise DatasetError(
+            f"cannot download from {builder.URL} ({first_line(error)}): {advice}"
+        ) from error
+
+
+def _verify(builder_class: Any, source_dir: Path, advice: str) -> None:
+    """Raises `DatasetError` unless the source files have the SHA-256 registered by TFDS."""
+    for url, info in builder_class.url_infos.items():
+        path, remedy = source_dir / info.filename, advice.format(url)
+        try:
+            with path.open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DatasetError(f"cannot read {path} ({error.strerror}): {remedy}") from error
+        if checksum != info.checksum:
+            raise DatasetError(f"{path} is damaged or another file (SHA-256 differs): {remedy}")
