@@ -1,11 +1,13 @@
-"""What devices tell one another in a training step, read from the compiled programs.
+"""Counts what devices communicate in a training step, as a Markdown table.
 
-python scripts/communication.py     # for eight devices, simulated on the CPU
+python scripts/communication.py
 
-A collective operation on b bytes over n devices moves 2 (n - 1) / n * b through each of them (a
-ring); what it costs for so few bytes is its latency.
+Reads the collective operations from the programs that XLA compiles for eight devices, which are
+simulated on the CPU. A ring of n devices moves 2 (n - 1) / n * b bytes through each of them for an
+operation on b bytes; for so few bytes, the cost is the latency of each operation.
 """
 
+import argparse
 import math
 import re
 
@@ -24,7 +26,7 @@ COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permut
 
 
 def collectives(norm, mesh_text, batch_size):
-    """Number and bytes of the collective operations of one step of one replica."""
+    """Returns number and bytes of the collective operations in a step of one replica."""
     settings = config.base()
     settings.update(norm=norm, mesh=mesh_text, batch_size=batch_size)
     mesh = devices.make_mesh(settings, DEVICES)
@@ -45,6 +47,11 @@ def collectives(norm, mesh_text, batch_size):
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     print("| norm | mesh | collective operations a step | bytes a step |")

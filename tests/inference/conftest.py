@@ -5,8 +5,8 @@ They were trained with
     python scripts/train.py --config configs/gbn.py --config.epochs=2 --config.replicas=2
         "--config.validation_split=test[:20]"
 
-and `probabilities.npy`, float32 `[2, 12, 10]`, is what their
-histories recorded of the first twelve test images.
+and `probabilities.npy`, float32 `[2, 12, 10]`, is what their histories recorded of the first twelve
+test images.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_scripts import ForkedScripts
 from records import make_record
 
 from jax_mnist import config
@@ -50,3 +51,10 @@ def images():
 def recorded():
     """The probabilities that each replica recorded, `[2, 12, 10]`."""
     return np.load(TRAINED / "probabilities.npy")
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    """Runs scripts."""
+    with ForkedScripts() as scripts:
+        yield scripts

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax.export
 import numpy as np
 import pytest
-from forked_scripts import ForkedScripts
 
 from jax_mnist.inference import export
 from jax_mnist.inference.predict import load
@@ -18,10 +17,9 @@ TEN_LINES = (ROOT / "README.md").read_text().partition("# ten lines\n")[2].parti
 
 
 @pytest.fixture(scope="module")
-def exported_file(run, tmp_path_factory):
+def exported_file(run, scripts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    with ForkedScripts() as scripts:
-        result = scripts.run(ROOT / "scripts" / "export.py", run, "--out=a.jaxexport", cwd=folder)
+    result = scripts.run(ROOT / "scripts" / "export.py", run, "--out=a.jaxexport", cwd=folder)
     assert result.returncode == 0, result.stderr
     size = (folder / "a.jaxexport").stat().st_size
     assert result.stdout == f"a.jaxexport: 2 replicas, {size:,} bytes\n"

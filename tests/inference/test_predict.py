@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_scripts import ForkedScripts
 
 from jax_mnist import config
 from jax_mnist.data import datasets
@@ -15,12 +14,6 @@ from jax_mnist.runs import history, loop
 
 ROOT = Path(__file__).parents[2]
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    with ForkedScripts() as scripts:
-        yield scripts
 
 
 def test_several_replicas_answer_with_the_mean_of_what_they_recorded(run, images, recorded):
