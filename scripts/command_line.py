@@ -1,4 +1,4 @@
-"""What the scripts have in common: flags, and errors in one line."""
+"""What the scripts share: parsing flags, and reporting errors in one line."""
 
 import os
 import signal
@@ -16,31 +16,37 @@ from jax_mnist.runs.signals import StoppedError
 
 
 def fail(error):
+    """Prints an error, which is a message or an exception, as one line and exits with code 2."""
     message = str(error.args[0] if isinstance(error, KeyError) else error)
-    what, traceback, calls = message.partition("Traceback (most recent call last):")
-    if traceback:  # what ml_collections says of a config file
-        message = f"{what} {calls.strip().splitlines()[-1]}"
+    before, traceback, calls = message.partition("Traceback (most recent call last):")
+    if traceback:  # ml_collections puts one into its message about a config file
+        message = f"{before} {calls.strip().splitlines()[-1]}"
     printable = "".join(c if c.isprintable() else " " for c in message)
     leave(" ".join(printable.split()), 2)
 
 
 def leave(message, code):
+    """Prints a message after the script's name on standard error, and exits."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(code)  # JAX would wait for the other processes, which end by missing this one
+        os._exit(code)  # a normal exit would wait for the other processes, which wait for this one
     sys.exit(code)
 
 
 def run(main):
-    """Runs `main(arguments)`, the arguments being those that are no flags."""
+    """Parses the flags and calls `main` with the list of the other arguments.
+
+    Exit codes: 2 for an error in the input, 1 if another process was lost, and 128 plus the signal
+    number if a signal stopped the script.
+    """
 
     def parse(argv):
         try:
             arguments = flags.FLAGS(argv)
             if "config" in flags.FLAGS:
-                hasattr(flags.FLAGS.config, "lock")  # raises what kept the file from being loaded
+                hasattr(flags.FLAGS.config, "lock")  # raises if the file could not be loaded
             return arguments
-        except Exception as error:  # what a config file raises is its own
+        except Exception as error:  # a config file may raise anything
             fail(error)
 
     def call(argv):

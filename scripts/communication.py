@@ -1,11 +1,13 @@
-"""What devices tell one another in a training step, read from the compiled programs.
+"""Counts what devices communicate in a training step, as a Markdown table.
 
-python scripts/communication.py     # for eight devices, simulated on the CPU
+python scripts/communication.py
 
-A collective operation on b bytes over n devices moves 2 (n - 1) / n * b through each of them (a
-ring); what it costs for so few bytes is its latency.
+Reads the collective operations from the programs that XLA compiles for eight devices, which are
+simulated on the CPU. A ring of n devices moves 2 (n - 1) / n * b bytes through each of them for an
+operation on b bytes; for so few bytes, the cost is the latency of each operation.
 """
 
+import argparse
 import math
 import re
 
@@ -14,27 +16,34 @@ import numpy as np
 
 from jax_mnist import config
 from jax_mnist.data import datasets
-from jax_mnist.training import mesh as devices
-from jax_mnist.training import step as training
-from jax_mnist.training.recipe import make_recipe
+from jax_mnist.training import mesh as mesh_lib
+from jax_mnist.training import recipe
+from jax_mnist.training.state import init_replicas
+from jax_mnist.training.step import train_epoch
 
 DEVICES = 8
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
-def collectives(norm, mesh_text, batch_size):
-    """Number and bytes of the collective operations of one step of one replica."""
+def collectives(norm, replica_devices, data_devices, batch_size):
+    """Returns number and bytes of the collective operations in a step of one replica."""
     settings = config.base()
-    settings.update(norm=norm, mesh=mesh_text, batch_size=batch_size)
-    mesh = devices.make_mesh(settings, DEVICES)
-    recipe, hyper = make_recipe(settings, 60_000, mesh=mesh)
-    replicas = devices.size(mesh, devices.REPLICA)
-    hyper, state = training.init_replicas(recipe, [hyper] * replicas, range(replicas))
+    settings.update(
+        norm=norm,
+        replica_devices=replica_devices,
+        data_devices=data_devices,
+        batch_size=batch_size,
+    )
+    mesh = mesh_lib.make_mesh(settings, DEVICES)
+    made = recipe.make_recipe(settings, 60_000, mesh=mesh)
+    hyper, state = init_replicas(
+        made, [recipe.make_hyperparameters(settings)] * replica_devices, range(replica_devices)
+    )
     images = np.zeros((batch_size, 28, 28, 1), np.uint8)
-    data = devices.put(mesh, datasets.Dataset(images, np.zeros(batch_size, np.int32)))
-    order = np.zeros((replicas, 2, batch_size), np.int32)
-    text = training.train_epoch.lower(recipe, hyper, state, data, order).compile().as_text()
+    data = mesh_lib.put(mesh, datasets.Dataset(images, np.zeros(batch_size, np.int32)))
+    order = np.zeros((replica_devices, 2, batch_size), np.int32)
+    text = train_epoch.lower(made, hyper, state, data, order).compile().as_text()
     shapes = re.findall(rf"= (.+?) (?:{COLLECTIVES})(?:-start)?\(", text)
     sizes = [
         BYTES[kind] * math.prod(int(n) for n in sides.split(",") if n)
@@ -45,16 +54,22 @@ def collectives(norm, mesh_text, batch_size):
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     print("| norm | mesh | collective operations a step | bytes a step |")
     print("| --- | --- | --- | --- |")
-    for norm, mesh, batch_size in (
-        ("ghost", f"replica={DEVICES}", 128),
-        ("ghost", f"data={DEVICES}", 32 * DEVICES),
-        ("batch", f"data={DEVICES}", 32 * DEVICES),
+    for norm, shape, batch_size in (
+        ("ghost", (DEVICES, 1), 128),
+        ("ghost", (1, DEVICES), 32 * DEVICES),
+        ("batch", (1, DEVICES), 32 * DEVICES),
     ):
-        number, size = collectives(norm, mesh, batch_size)
+        number, size = collectives(norm, *shape, batch_size)
+        mesh = "`replica_devices={}`, `data_devices={}`".format(*shape)
         print(f"| {norm} | {mesh} | {number} | {size:,} |", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Draws the figures of one or more runs from their metric pickles.
+"""Draws the figures of one or more runs from their history files.
 
 python scripts/plot.py runs/*/history.pkl --out figures
 
-writes validation_accuracy.png and validation_loss.png with all runs, and misclassified_NAME.png and
-confusion_NAME.png for each. The files may come from strangers: see `jax_mnist.runs.history.load`.
+Writes validation_accuracy.png and validation_loss.png, which show all runs, and for each run
+misclassified_NAME.png and confusion_NAME.png. It is safe to read files from strangers.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from command_line import fail, run
 from jax_mnist.analysis import plots
 from jax_mnist.runs import history
 
-_OUT = flags.DEFINE_string("out", "figures", "Folder of the figures.")
+_OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
 
 
 def main(arguments):

@@ -1,10 +1,10 @@
-"""Names the digits in pictures, with a trained network.
+"""Names the digits in pictures, using a trained network.
 
-python scripts/predict.py runs/gbn my_digit.png ...
+python scripts/predict.py runs/gbn my_digit.png another.jpg
 python scripts/predict.py runs/gbn *.jpg --json
 
-PNG or JPEG of any size, one digit each, dark on light or light on dark. A run of several replicas
-answers with the mean of their probabilities.
+Each picture is a PNG or JPEG file of any size that shows one digit, dark on light or light on dark.
+If the run has several replicas, their probabilities are averaged.
 """
 
 import json
@@ -14,37 +14,42 @@ from absl import flags
 from command_line import fail, run
 
 from jax_mnist.inference import pictures
-from jax_mnist.inference import predict as trained
+from jax_mnist.inference.predict import load, predict
 from jax_mnist.runs import compiler
 
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object per picture, a line each.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object per picture, one per line.")
 
 
 def main(arguments):
     if len(arguments) < 2:
-        fail("name the folder of a run, and pictures")
+        fail("name the folder of a run, and one or more pictures")
     compiler.configure()
+    folder, *paths = arguments
     try:
-        network = trained.load(arguments[0])
-        images = [pictures.read(path) for path in arguments[1:]]
+        network = load(folder)
+        images = [pictures.read(path) for path in paths]
     except ValueError as error:
         fail(error)
-    if network.records[0]["config"].get("dataset") == "emnist/digits":
-        images = [image.T for image in images]  # as it holds them, see datasets.load
-    names = network.records[0]["label_names"]
-    width = max(map(len, arguments[1:]))
-    if not _JSON.value:
-        print(" ".join([" " * width, "label", *(f"{name:>6.6}" for name in names)]))
-    for path, probabilities in zip(
-        arguments[1:], trained.predict(network, np.stack(images)), strict=True
-    ):
-        label = names[probabilities.argmax()]
-        if _JSON.value:
-            chances = dict(zip(names, map(float, probabilities), strict=True))
-            print(json.dumps({"picture": path, "label": label, "probabilities": chances}))
-        else:
-            shown = (f"{p:6.1%}" for p in probabilities)
-            print(" ".join([f"{path:{width}}", f"{label:>5.5}", *shown]))
+    record = network.records[0]
+    if record["config"].get("dataset") == "emnist/digits":
+        images = [image.T for image in images]  # EMNIST's images are transposed
+    show = print_json if _JSON.value else print_table
+    show(paths, record["label_names"], predict(network, np.stack(images)))
+
+
+def print_json(paths, names, probabilities):
+    for path, row in zip(paths, probabilities, strict=True):
+        by_name = dict(zip(names, map(float, row), strict=True))
+        answer = {"picture": path, "label": names[row.argmax()], "probabilities": by_name}
+        print(json.dumps(answer))
+
+
+def print_table(paths, names, probabilities):
+    width = max(map(len, paths))
+    print(" ".join([" " * width, "label", *(f"{name:>6.6}" for name in names)]))
+    for path, row in zip(paths, probabilities, strict=True):
+        cells = (f"{p:6.1%}" for p in row)
+        print(" ".join([f"{path:{width}}", f"{names[row.argmax()]:>5.5}", *cells]))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,114 @@
 #!/usr/bin/env bash
-# Everything that the README shows, measured on this machine: bash scripts/reproduce.sh FOLDER
-# With a GPU it takes minutes; on two cores, hours. What is finished is not trained again.
+# Repeats the experiments whose tables are in README.md and docs; --help lists them.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:?"give a folder for the results"}
 
-mkdir -p "$out"
-python scripts/benchmark.py --json > "$out/benchmark.json"
-python scripts/benchmark.py --scale --json > "$out/scale.json"
-python scripts/study.py --seeds=20 --workdir="$out/study"
-python scripts/study.py configs/best.py configs/fast.py --seeds=5 --workdir="$out/recipes"
+usage() {
+    cat <<'END'
+Repeats the experiments whose tables are in README.md and docs.
+
+bash scripts/reproduce.sh FOLDER              # every step, several hours
+bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
+
+A step writes its results into FOLDER. A step whose results are there already is skipped; delete
+them to repeat it. If interrupted, run the same command again to resume.
+
+step           time on two cores   results
+choice         15 minutes          choice.md, learning rates and decays on held-out images
+study          4 hours             study/report.md, eight variants with ten seeds
+recipes        30 minutes          recipes/report.md, two recipes with five seeds
+fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
+benchmark      10 minutes          benchmark.md, against PyTorch if it is installed
+scale          10 minutes          scale.md, growth with batch size, ghost size and replicas
+communication  2 minutes           communication.md, what devices communicate in a step
+
+The step fashion reads the four files of Fashion-MNIST from /usr/share/datasets/fashion-mnist, where
+Debian's package dataset-fashion-mnist puts them, or from the folder in FASHION_MNIST.
+END
+}
+
+steps=(choice study recipes fashion benchmark scale communication)
+fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
+
+fail() {
+    echo "reproduce.sh: $1" >&2
+    exit 2
+}
+
+# The file that a step writes last, so that it marks the step as finished.
+results() {
+    case $1 in
+        study | recipes | fashion) echo "$out/$1/report.html" ;;
+        *) echo "$out/$1.md" ;;
+    esac
+}
+
+# Writes what a command prints to a file, which exists only once the command has finished.
+print_to() {
+    local file=$1
+    shift
+    "$@" >"$file.unfinished"
+    mv -- "$file.unfinished" "$file"
+}
+
+sweep() {
+    python scripts/sweep.py --config configs/bn.py "$@"
+}
+
+choice() {
+    sweep --vary learning_rate=0.2 --config.l2=5e-4 --workdir="$out/choice/rate"
+    sweep --vary l2=0,1e-4,5e-4 --config.learning_rate=0.1 --workdir="$out/choice/l2"
+    sweep --vary l1=1e-5,1e-4 --config.learning_rate=0.1 --workdir="$out/choice/l1"
+}
+
+run_step() {
+    local file
+    file=$(results "$1")
+    case $1 in
+        choice) print_to "$file" choice ;;
+        study) python scripts/study.py --seeds=10 --workdir="$out/study" ;;
+        recipes)
+            python scripts/study.py configs/fast.py configs/best.py --seeds=5 \
+                --workdir="$out/recipes"
+            ;;
+        fashion)
+            python scripts/study.py configs/bn.py configs/l2.py configs/gbn.py --seeds=3 \
+                --config.epochs=10 --config.dataset="$fashion" --workdir="$out/fashion"
+            ;;
+        benchmark) print_to "$file" python scripts/benchmark.py --rounds 3 ;;
+        scale) print_to "$file" python scripts/benchmark.py --scale --steps 104 --rounds 2 ;;
+        communication) print_to "$file" python scripts/communication.py ;;
+    esac
+}
+
+case ${1:-} in
+    --help | -h) usage; exit ;;
+    "") fail "name a folder for the results; --help lists the steps" ;;
+    -*) fail "unknown option $1; --help lists the steps" ;;
+esac
+folder=$1
+shift
+(($#)) || set -- "${steps[@]}"
+for step in "$@"; do
+    case $step in
+        choice | study | recipes | benchmark | scale | communication) ;;
+        fashion)
+            [[ -d $fashion || -e $folder/fashion/report.html ]] ||
+                fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"
+            ;;
+        *) fail "unknown step '$step'; choose from ${steps[*]}" ;;
+    esac
+done
+mkdir -p -- "$folder" 2>/dev/null || fail "cannot make the folder $folder"
+out=$(cd -- "$folder" && pwd)
+[[ ! -d $fashion ]] || fashion=$(cd -- "$fashion" && pwd)
+cd "$(dirname "$0")/.."
+
+for step in "$@"; do
+    if [[ -e $(results "$step") ]]; then
+        echo "$step: finished already, see $(results "$step")"
+    else
+        echo "$step: running"
+        run_step "$step"
+        echo "$step: finished, see $(results "$step")"
+    fi
+done

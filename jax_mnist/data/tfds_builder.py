@@ -9,12 +9,10 @@ import hashlib
 import io
 import os
 import shutil
-import struct
 import sys
 import types
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,24 +155,18 @@ def _builder_class(name: str, download: bool) -> Any:
             images = idx.read_array(Path(data_path), 3)
             labels = idx.read_array(Path(label_path), 1)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield i, {"image": io.BytesIO(_png(image)), "label": int(label)}
+                yield i, {"image": _png(image), "label": int(label)}
 
     Builder.name = name.partition("/")[0]
     return Builder
 
 
-def _png(image: np.ndarray) -> bytes:
-    """Encodes grey levels `[28, 28]`: preparing MNIST takes 27 % less time than with Pillow."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
-    rows = np.zeros((28, 29), np.uint8)  # the first byte of a row is its filter: none
-    rows[:, 1:] = image
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(rows.tobytes(), 1))
-    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+def _png(image: np.ndarray) -> io.BytesIO:
+    """Encodes grey levels `[28, 28]` here, since TFDS encodes arrays with TensorFlow."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    file.seek(0)
+    return file
 
 
 @contextlib.contextmanager

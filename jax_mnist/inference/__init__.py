@@ -1,1 +1,1 @@
-"""A finished run in use: predictions, pictures of digits, export."""
+"""A finished run in use: predictions, pictures of digits, and export."""

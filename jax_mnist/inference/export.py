@@ -1,4 +1,4 @@
-"""A trained network as one file that JAX alone can run."""
+"""Exporting a trained network to one file that JAX alone can run."""
 
 from typing import Any
 
@@ -15,19 +15,20 @@ PLATFORMS = ("cpu", "cuda")
 def serialize(
     model: CNN, variables: dict[str, Any], normalization: augment.Normalization = augment.MNIST
 ) -> bytes:
-    """The function from images to probabilities, with its weights, by `jax.export` (StableHLO).
+    """Serializes the function from images to class probabilities, including its weights.
 
-    The function takes uint8 `[batch, 28, 28]`, black 0, of any batch size, and gives float32
-    `[batch, 10]`; of several replicas, the mean of their probabilities. JAX promises to read what
-    it wrote for six months at least, see its documentation of `jax.export`.
+    The exported function takes uint8 images `[batch, 28, 28]` with a black (0) background and any
+    batch size, and returns float32 probabilities `[batch, 10]`, the mean over the replicas. The
+    format is that of `jax.export` (StableHLO), whose documentation promises that a file can be
+    read for at least six months.
 
     Args:
-      model: the network.
+      model: The network.
       variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
-      normalization: that of the training.
+      normalization: Mean and standard deviation of the pixels, as in training.
 
     Returns:
-      What `jax.export.deserialize` reads, for `PLATFORMS`.
+      Bytes for `jax.export.deserialize`; the function runs on each of `PLATFORMS`.
     """
     plain = model.clone(batch_last=False)  # the order of axes that every platform knows
 

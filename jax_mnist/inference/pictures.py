@@ -1,4 +1,4 @@
-"""A picture of a digit from anywhere, made into what MNIST's pictures are."""
+"""Turning a picture of a digit, from a camera, scanner or drawing program, into an MNIST image."""
 
 import os
 import warnings
@@ -7,63 +7,90 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-SIDE, BOX, CENTRE = 28, 20, 14
-_MOST = 1000  # pixels along a side that are looked at; more only take time
-_LEAST_CONTRAST = 0.1  # between ink and paper, of black and white
-_DITHER = 0.01  # of the shorter side: how far black and white alone are smoothed into grey
-_SPECK = 0.05  # of the largest connected part of the ink: what is smaller is dirt
+SIDE, BOX, CENTRE = 28, 20, 14  # of MNIST: image size, size of the digit, its centre; in pixels
+_MAX_SIDE = 1000  # larger pictures are reduced to this many pixels a side: more only takes time
+_MIN_CONTRAST = 0.1  # between ink and paper, as a fraction of that between black and white
+_DITHER_SIGMA = 0.01  # smooths black and white dots into grey; a fraction of the shorter side
+_MIN_PART = 0.05  # smaller connected parts are dirt; a fraction of the largest part's pixels
 
 
 class PictureError(ValueError):
-    """A file that is no picture of a digit; the message is one line."""
+    """A file that is not a picture of a digit; the message is one line."""
 
 
 def read(path: str | os.PathLike[str]) -> np.ndarray:
-    """A PNG or JPEG file, of any size, colour or not, as MNIST would hold it.
+    """Reads a PNG or JPEG picture of one digit, of any size, in colour or not.
+
+    Args:
+      path: The file.
 
     Returns:
-      uint8 `[28, 28]`, see `centre`.
+      uint8 `[28, 28]`, the digit placed as in MNIST; see `centre`.
 
     Raises:
-      PictureError: the file cannot be read, is no picture, or shows no digit.
+      PictureError: The file cannot be read, is not a picture, or shows no digit.
     """
-    name = os.fspath(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-                picture.draft("L", (_MOST, _MOST))
-                picture.thumbnail((_MOST, _MOST), Image.Resampling.BOX)
-                grey = _grey(_upright(picture))
+        return centre(_read_grey(path))
     except OSError as error:
         reason = error.strerror or "not a PNG or JPEG picture, or a damaged one"
-        raise PictureError(f"{name!r}: {reason}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"{name!r}: too large: {error}") from error
-    except (ValueError, SyntaxError, ArithmeticError) as error:  # Pillow's, for damaged files
-        raise PictureError(f"{name!r}: a damaged picture ({error})") from error
-    try:
-        return centre(grey)
+        reason = f"too large: {error}"
     except PictureError as error:
-        raise PictureError(f"{name!r}: {error}") from error
+        reason = str(error)
+    except (ValueError, SyntaxError, ArithmeticError) as error:  # from Pillow, for damaged files
+        reason = f"a damaged picture ({error})"
+    raise PictureError(f"{os.fspath(path)!r}: {reason}")
+
+
+def centre(grey: np.ndarray) -> np.ndarray:
+    """Finds the digit in a picture and places it as MNIST's digits are placed.
+
+    As described at http://yann.lecun.com/exdb/mnist/, the digit is scaled, keeping its proportions
+    and with anti-aliasing, to fit a box of 20x20 pixels, and its centre of mass is put at the
+    centre of 28x28 pixels, white on black. Before that, the paper is subtracted: a plane fitted to
+    the border, as light may fall unevenly. Ink is what then differs most, darker or lighter. It is
+    separated from the paper by Otsu's threshold, and small specks are dropped.
+
+    Args:
+      grey: float `[height, width]` in [0, 1], dark on light or light on dark.
+
+    Returns:
+      uint8 `[28, 28]`, with the paper 0.
+
+    Raises:
+      PictureError: No digit can be seen.
+    """
+    ink = _ink(grey)
+    return _place(_fit_to_box(_cut_out(ink, _otsu_threshold(ink))))
+
+
+def _read_grey(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a picture file as grey levels, at most `_MAX_SIDE` pixels a side."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=["PNG", "JPEG"]) as picture:
+            picture.draft("L", (_MAX_SIDE, _MAX_SIDE))
+            picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.BOX)
+            return _grey_levels(_upright(picture))
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as the camera says; what it says may be damaged, and the picture not."""
+    """Turns a picture as its EXIF data say; damaged EXIF data are ignored."""
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # Pillow's parser of EXIF raises many
+    except Exception:  # Pillow's EXIF parser raises many kinds
         return picture
 
 
-def _grey(picture: Image.Image) -> np.ndarray:
-    """Grey levels in [0, 1]; what is transparent takes the colour that the rest is not."""
+def _grey_levels(picture: Image.Image) -> np.ndarray:
+    """Returns grey levels in [0, 1]; transparent pixels contrast with the opaque ones."""
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bits
         levels = np.asarray(picture, np.float64)
         return levels / max(levels.max(), 65535 if picture.mode.startswith("I") else 1)
-    if picture.mode == "1":  # grey as dots, perhaps
+    if picture.mode == "1":  # it may be dithered
         levels = np.asarray(picture, np.float64)
-        return np.asarray(ndimage.gaussian_filter(levels, _DITHER * min(levels.shape)))
+        return np.asarray(ndimage.gaussian_filter(levels, _DITHER_SIGMA * min(levels.shape)))
     layers = np.asarray(picture.convert("LA"), np.float64) / 255
     grey, alpha = layers[..., 0], layers[..., 1]
     opaque = grey[alpha > 0.5]
@@ -71,78 +98,37 @@ def _grey(picture: Image.Image) -> np.ndarray:
     return alpha * grey + (1 - alpha) * paper if alpha.min() < 1 else grey
 
 
-def centre(grey: np.ndarray) -> np.ndarray:
-    """Finds the digit and places it as MNIST's are.
-
-    As http://yann.lecun.com/exdb/mnist/ describes it: the digit, white on black, is scaled with
-    its proportions kept, and anti-aliased, to fit a box of 20x20 pixels, and its centre of mass
-    is put at the centre of 28x28. Before that, the paper (a plane through the border, since light
-    falls unevenly) is taken away, ink is what differs from it most (darker or lighter), cut by
-    Otsu's threshold, and specks are left out.
-
-    Args:
-      grey: `[height, width]` in [0, 1], dark on light or light on dark.
-
-    Returns:
-      uint8 `[28, 28]`, paper 0.
-
-    Raises:
-      PictureError: there is no digit to be seen.
-    """
-    ink = _ink(grey)
-    threshold = _otsu(ink)
-    parts, number = ndimage.label(ink > threshold, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel(), minlength=number + 1)[1:]
-    kept = np.isin(parts, 1 + np.flatnonzero(sizes >= _SPECK * sizes.max(initial=1)))
-    if not kept.any():
-        raise PictureError("no digit to be seen")
-    rows, columns = (np.flatnonzero(kept.any(axis)) for axis in (1, 0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    # Soft at the edges of the ink, full within it.
-    soft = np.clip(ink[window] / threshold - 0.5, 0, 1)
-    soft *= ndimage.binary_dilation(kept, np.ones((3, 3)))[window]
-
-    height, width = soft.shape
-    scale = BOX / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(Image.fromarray(soft.astype(np.float32)).resize(size, Image.Resampling.BOX))
-    small = small / small.max()
-    top, left = (round(CENTRE - middle) for middle in ndimage.center_of_mass(small))
-    top, left = (
-        min(max(0, place), SIDE - length)
-        for place, length in zip((top, left), small.shape, strict=True)
-    )
-    image = np.zeros((SIDE, SIDE), np.uint8)
-    image[top : top + small.shape[0], left : left + small.shape[1]] = np.rint(255 * small)
-    return image
-
-
 def _ink(grey: np.ndarray) -> np.ndarray:
-    """How much each pixel differs from the paper, in the direction of the ink; in [0, 1]."""
-    height, width = grey.shape
-    if min(height, width) < 3:
+    """Returns how much each pixel differs from the paper towards the ink, in [0, 1]."""
+    if min(grey.shape) < 3:
         raise PictureError("too small to show a digit")
-    y, x = np.mgrid[:height, :width]
-    places = np.stack([np.ones_like(grey), y / height, x / width], -1)
-    frame = max(1, min(height, width) // 20)
-    border = np.ones_like(grey, bool)
-    border[frame:-frame, frame:-frame] = False
-    # A stroke may run into the border: it is the outlier, the median-like majority is paper.
-    chosen = border
-    for _ in range(3):
-        plane = np.linalg.lstsq(places[chosen], grey[chosen], rcond=None)[0]
-        distance = np.abs(grey - places @ plane)
-        chosen = border & (distance <= 1.5 * np.median(distance[border]) + 1e-6)
-    difference = grey - places @ plane
+    difference = grey - _paper(grey)
     low, high = np.percentile(difference, [0.5, 99.5])
     ink = np.clip(difference if high > -low else -difference, 0, 1)
-    if ink.max() < _LEAST_CONTRAST:
+    if ink.max() < _MIN_CONTRAST:
         raise PictureError("no digit to be seen")
     return ink
 
 
-def _otsu(values: np.ndarray) -> float:
-    """The threshold that leaves the least variance within two classes (Otsu 1979)."""
+def _paper(grey: np.ndarray) -> np.ndarray:
+    """Returns the grey level of the paper at each pixel: a plane fitted to the border."""
+    height, width = grey.shape
+    y, x = np.mgrid[:height, :width]
+    terms = np.stack([np.ones_like(grey), y / height, x / width], -1)
+    frame = max(1, min(height, width) // 20)
+    border = np.ones_like(grey, bool)
+    border[frame:-frame, frame:-frame] = False
+    chosen = border
+    # A stroke may run into the border: it is an outlier there, and is left out of the next fit.
+    for _ in range(3):
+        plane = terms @ np.linalg.lstsq(terms[chosen], grey[chosen], rcond=None)[0]
+        distance = np.abs(grey - plane)
+        chosen = border & (distance <= 1.5 * np.median(distance[border]) + 1e-6)
+    return plane
+
+
+def _otsu_threshold(values: np.ndarray) -> float:
+    """Returns the threshold that minimises the variance within the two classes (Otsu 1979)."""
     counts, edges = np.histogram(values, 256)
     middles = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()
@@ -151,3 +137,36 @@ def _otsu(values: np.ndarray) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     return float(edges[1:][np.nanargmax(between[:-1])])
+
+
+def _cut_out(ink: np.ndarray, threshold: float) -> np.ndarray:
+    """Crops to the digit without specks; 0 to 1 across the edges of the ink, 1 within it."""
+    parts, number = ndimage.label(ink > threshold, structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=number + 1)[1:]
+    digit = np.isin(parts, 1 + np.flatnonzero(sizes >= _MIN_PART * sizes.max(initial=1)))
+    if not digit.any():
+        raise PictureError("no digit to be seen")
+    (window,) = ndimage.find_objects(digit.astype(int))
+    edges = ndimage.binary_dilation(digit, np.ones((3, 3)))  # the soft edge of a stroke is kept
+    return np.asarray((np.clip(ink / threshold - 0.5, 0, 1) * edges)[window])
+
+
+def _fit_to_box(digit: np.ndarray) -> np.ndarray:
+    """Scales a digit so that its longer side is `BOX` pixels and its maximum 1."""
+    height, width = digit.shape
+    scale = BOX / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = Image.fromarray(digit.astype(np.float32))
+    small = np.asarray(picture.resize(size, Image.Resampling.BOX))
+    return np.asarray(small / small.max())
+
+
+def _place(digit: np.ndarray) -> np.ndarray:
+    """Puts the digit's centre of mass at the centre of an image, as far as it fits."""
+    top, left = (
+        min(max(0, round(CENTRE - mass)), SIDE - length)
+        for mass, length in zip(ndimage.center_of_mass(digit), digit.shape, strict=True)
+    )
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    image[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(255 * digit)
+    return image

@@ -1,4 +1,4 @@
-"""A finished run: its network and weights, and what they say of images."""
+"""Loading the trained network of a finished run, and predicting with it."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_mnist.config import base
+from jax_mnist.config import with_defaults
 from jax_mnist.nn.cnn import CNN
 from jax_mnist.runs import history, results
 from jax_mnist.runs.history import HistoryError, Record
@@ -17,12 +17,12 @@ from jax_mnist.runs.run import HISTORY, seed_folders
 from jax_mnist.training import augment, evaluation, recipe
 
 
-class Trained(NamedTuple):
-    """The replicas of a finished run.
+class TrainedNetwork(NamedTuple):
+    """The replicas of a finished run that did not diverge.
 
     Attributes:
-      records: of each replica, by folder; `history` says what they hold.
-      model: the network.
+      records: One record per replica, in the order of their folders; `history` describes them.
+      model: The network.
       variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
     """
 
@@ -31,55 +31,59 @@ class Trained(NamedTuple):
     variables: dict[str, Any]
 
 
-def load(workdir: str | os.PathLike[str]) -> Trained:
-    """A run from its folder; of several replicas those that did not diverge.
+def load(workdir: str | os.PathLike[str]) -> TrainedNetwork:
+    """Loads the trained network of a finished run.
+
+    Args:
+      workdir: The folder of the run. It may hold one run, or several replicas in subfolders
+        `seed-N`; replicas that diverged are left out.
+
+    Returns:
+      The network with the weights of all its replicas.
 
     Raises:
-      HistoryError: the folder holds no finished run, or one that cannot be read or diverged.
-      OSError: the variables cannot be read.
-      ValueError: the variables are damaged, or of another network.
+      HistoryError: The folder holds no finished run, its history cannot be read, or every replica
+        diverged.
+      OSError: The weights cannot be read.
+      ValueError: The weights are damaged, or belong to another network.
     """
-    workdir = Path(workdir)
-    folders = [workdir] if (workdir / HISTORY).exists() else []
-    folders = folders or seed_folders(workdir, HISTORY)
-    if not folders:
-        raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
-    records = {folder: history.load(folder / HISTORY) for folder in folders}
-    sound = [folder for folder, r in records.items() if not history.has_diverged(r)]
-    if not sound:
-        raise HistoryError(f"{workdir} holds a run that diverged: there are no weights to use")
-    variables = [results.load_variables(folder) for folder in sound]
-    # A field may be newer than the run.
-    config = base().to_dict() | records[sound[0]]["config"]
-    model = recipe.make_model(ConfigDict(config))
+    records = _load_records(Path(workdir))
+    config = next(iter(records.values()))["config"]
+    model = recipe.make_model(ConfigDict(with_defaults(config)))
+    variables = {folder: results.load_variables(folder) for folder in records}
     expected = jax.eval_shape(
         functools.partial(model.init, train=False), jax.random.key(0), np.zeros((1, 28, 28, 1))
     )
-    for folder, found in zip(sound, variables, strict=True):
-        if not _same_shapes(found, expected):
+    for folder, found in variables.items():
+        if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, expected):
             raise ValueError(f"{folder} holds weights of another network")
-    return Trained(
-        [records[folder] for folder in sound],
-        model,
-        jax.tree.map(lambda *leaves: np.stack(leaves), *variables),
-    )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *variables.values())
+    return TrainedNetwork(list(records.values()), model, stacked)
 
 
-def _same_shapes(found: Any, expected: Any) -> bool:
-    shapes = [jax.tree.map(np.shape, t) for t in (found, expected)]
-    return shapes[0] == shapes[1]
+def _load_records(workdir: Path) -> dict[Path, Record]:
+    """Returns the records of all replicas that did not diverge, by folder; at least one."""
+    single = (workdir / HISTORY).exists()
+    folders = [workdir] if single else seed_folders(workdir, HISTORY)
+    if not folders:
+        raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
+    records = {folder: history.load(folder / HISTORY) for folder in folders}
+    finite = {f: record for f, record in records.items() if not history.has_diverged(record)}
+    if not finite:
+        raise HistoryError(f"{workdir} holds a run that diverged: it has no weights to use")
+    return finite
 
 
-def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
-    """Probabilities of images: the mean over the replicas.
+def predict(network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
+    """Computes class probabilities of images.
 
     Args:
-      trained: from `load`.
-      images: uint8 `[batch, 28, 28]`, black 0.
+      network: As returned by `load`.
+      images: uint8 `[batch, 28, 28]`, white digits (255) on black (0).
 
     Returns:
-      float32 `[batch, 10]`.
+      float32 `[batch, 10]`, the mean of the replicas' probabilities.
     """
-    normalization = augment.Normalization(**trained.records[0]["normalization"])
-    logits = evaluation.predict(trained.model, trained.variables, images[..., None], normalization)
+    normalization = augment.Normalization(**network.records[0]["normalization"])
+    logits = evaluation.predict(network.model, network.variables, images[..., None], normalization)
     return np.asarray(jax.nn.softmax(logits).mean(0))

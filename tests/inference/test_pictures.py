@@ -1,4 +1,4 @@
-"""Pictures of digits from anywhere become what MNIST's are."""
+"""Pictures of digits, of many sizes and kinds, become images like those of MNIST."""
 
 from pathlib import Path
 
