@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 from records import make_record
 
-from jax_mnist.analysis import plots, statistics, study_plots
+from jax_mnist.analysis import mistakes, plots, study_plots
 from jax_mnist.runs import history
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +61,8 @@ class Recorder(RendererAgg):
 
 def texts(figure):
     """Draws a figure and returns its texts with their boxes in pixels."""
-    figure.draw_without_rendering()  # makes the ticks
+    figure.draw_without_rendering()  # makes the ticks, and the layout
+    figure.set_layout_engine("none")  # which stays as it is
     every = figure.findobj(Text)
     for number, text in enumerate(every):
         text.set_gid(number)
@@ -77,7 +78,7 @@ def legend_of(figure):
 
 def hardest(**fields):
     records = [make_record(mistakes=40, seed=seed, **fields) for seed in range(3)]
-    images = statistics.hardest(records, 25)
+    images = mistakes.hardest(records, 25)
     return study_plots.hardest_images(images, records[0]["label_names"], 1000)
 
 
