@@ -33,10 +33,7 @@ STYLE: Any = {
 }
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), with wine instead of their yellow,
 # which is faint on white.
-COLOURS = (
-    *("#000000", "#0072B2", "#D55E00", "#009E73"),
-    *("#CC79A7", "#56B4E9", "#E69F00", "#882255"),
-)
+COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255"]
 
 
 class Metric(NamedTuple):
@@ -44,8 +41,11 @@ class Metric(NamedTuple):
 
     title: str
     label: str
+    key: str  # in a record's metrics
     heights: Callable[[Record], np.ndarray]  # [epochs], positive or NaN; less is better
-    value: Callable[[float], float]  # of a height, as the axis labels it
+    tick_text: Callable[[float], str]  # of a height
+    mean_text: Callable[[float], str]  # of the mean height of several runs
+    run_text: Callable[[float], str]  # of one run's value in the record
 
 
 def _percent_wrong(record: Record) -> np.ndarray:
@@ -54,23 +54,29 @@ def _percent_wrong(record: Record) -> np.ndarray:
     return np.maximum(100 - 100 * record["metrics"]["validation_accuracy"], half)
 
 
-def _loss(record: Record) -> np.ndarray:
+def _finite_loss(record: Record) -> np.ndarray:
     loss = record["metrics"]["validation_loss"]
     return np.where(np.isfinite(loss), np.clip(loss, 1e-6, 1e6), np.nan)  # NaN makes a gap
 
 
 ACCURACY = Metric(
-    "Validation accuracy",
-    "accuracy (%), stretched towards 100",
-    _percent_wrong,
-    lambda percent_wrong: 100 - percent_wrong,
+    title="Validation accuracy",
+    label="accuracy (%), stretched towards 100",
+    key="validation_accuracy",
+    heights=_percent_wrong,
+    tick_text=lambda percent_wrong: f"{100 - percent_wrong:.6g}",
+    mean_text=lambda percent_wrong: f"{100 - percent_wrong:.3f} %",
+    run_text=lambda accuracy: f"{100 * accuracy:.2f} %",
 )
-LOSS = Metric("Validation loss", "cross-entropy (logarithmic)", _loss, lambda loss: loss)
+LOSS = Metric(
+    *("Validation loss", "cross-entropy (logarithmic)", "validation_loss", _finite_loss),
+    *("{:.6g}".format, "{:.4f}".format, "{:.4f}".format),
+)
 
 
 def label_axis(axes: Axes, metric: Metric) -> None:
-    """Labels the ticks of the y axis with the metric's values, and puts better ones on top."""
-    axes.yaxis.set_major_formatter(lambda height, _: f"{metric.value(height):.6g}")
+    """Labels the ticks of the y axis, and turns an axis of accuracies with the better ones up."""
+    axes.yaxis.set_major_formatter(lambda height, _: metric.tick_text(height))
     if metric is ACCURACY:
         axes.invert_yaxis()
 

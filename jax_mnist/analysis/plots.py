@@ -28,24 +28,67 @@ _DASHES = ("-", "--", "-.", ":")
 
 
 @matplotlib.rc_context(drawing.STYLE)
-def validation_accuracy(records: Sequence[Record]) -> Figure:
-    """Draws validation accuracy over epochs, in percent, with one line for each record.
+def curves(records: Sequence[Record], metric: drawing.Metric) -> Figure:
+    """Draws a metric over epochs, with one line for each of one or more records.
 
-    The axis is logarithmic in the error, which separates 99.4 from 99.5 % in the same picture as
-    the 90 % of the first epoch. The legend lists the records by descending final accuracy.
+    Args:
+      records: Their results in the legend are in order, the best one first.
+      metric: `drawing.ACCURACY` or `drawing.LOSS`. The axis of accuracies is logarithmic in the
+        error, which separates 99.4 from 99.5 % in the same picture as the first epoch's 90 %.
     """
-    last = [f"{100 * record['metrics']['validation_accuracy'][-1]:.2f} %" for record in records]
-    return _curves(records, drawing.ACCURACY, last)
+    heights = [metric.heights(record) for record in records]
+    figure = Figure(figsize=(8, max(4.5, 0.7 + 0.2 * len(records))), layout="constrained")
+    axes = figure.add_subplot()
+    for i, height in enumerate(heights):
+        axes.plot(
+            np.arange(1, len(height) + 1),
+            height,
+            color=drawing.COLOURS[i % 8],
+            marker=_MARKERS[i % 8],
+            linestyle=_DASHES[(i % 2 + i // 8) % 4],
+            linewidth=1.4,
+            markersize=5.5,
+            markeredgewidth=0,
+        )
+    axes.set_title(metric.title)
+    axes.set_ylabel(metric.label)
+    _scale_axes(axes, heights)
+    drawing.label_axis(axes, metric)
+    texts = [
+        f"{shorten(name, 32)}  {metric.run_text(record['metrics'][metric.key][-1])}"
+        for name, record in zip(record_names(records), records, strict=True)
+    ]
+    order = np.argsort([height[-1] for height in heights], kind="stable")  # NaN comes last
+    figure.legend(
+        [axes.get_lines()[i] for i in order],
+        [texts[i] for i in order],
+        title="last epoch",
+        alignment="left",
+        loc="outside right upper",
+        handlelength=3,
+    )
+    return figure
 
 
-@matplotlib.rc_context(drawing.STYLE)
-def validation_loss(records: Sequence[Record]) -> Figure:
-    """Draws validation loss over epochs on a logarithmic axis, with one line for each record.
+def _scale_axes(axes: Axes, heights: Sequence[np.ndarray]) -> None:
+    """Scales x to whole epochs and y logarithmically, with a readable number of ticks."""
+    epochs = max(map(len, heights))
+    step = next(s for k in range(9) for s in (10**k, 5 * 10**k) if epochs <= 12 * s)
+    axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
+    axes.set_xlim(0.5, epochs + 0.5)
+    axes.set_xlabel("epoch")
 
-    The legend lists the records by ascending final loss.
-    """
-    last = [f"{record['metrics']['validation_loss'][-1]:.4f}" for record in records]
-    return _curves(records, drawing.LOSS, last)
+    values = np.concatenate(heights)
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.any(values > 0) else (1, 1)
+    margin = 1.02 * (high / low) ** 0.05
+    axes.set_yscale("log")
+    axes.set_ylim(low / margin, high * margin)
+    if high < 3 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    else:
+        digits = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 30 * low else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=digits))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 @matplotlib.rc_context(drawing.STYLE)
@@ -71,7 +114,8 @@ def misclassified(record: Record, count: int = 25) -> Figure:
 def confusion(record: Record) -> Figure:
     """Draws the confusion matrix with its counts; only the errors are coloured."""
     counts = confusion_matrix(record)
-    diagonal = np.eye(len(counts), dtype=bool)
+    names = [shorten(name, 12) for name in record["label_names"]]
+    diagonal = np.eye(len(names), dtype=bool)
     largest = counts[~diagonal].max(initial=10)  # a few single errors stay pale
     figure = Figure(figsize=(8, 7.4), layout="constrained")
     axes = figure.add_subplot()
@@ -84,12 +128,6 @@ def confusion(record: Record) -> Figure:
         if value or row == column:
             weight = "bold" if row == column else "normal"
             axes.text(column, row, f"{value:,}", ha="center", va="center", fontweight=weight)
-    _label_cells(axes, [shorten(name, 12) for name in record["label_names"]])
-    return figure
-
-
-def _label_cells(axes: Axes, names: list[str]) -> None:
-    """Names the rows and columns of a matrix, and separates its cells by white lines."""
     axes.set_xticks(range(len(names)), names)
     if max(map(len, names)) > 3:
         axes.tick_params(axis="x", labelrotation=45)
@@ -102,12 +140,13 @@ def _label_cells(axes: Axes, names: list[str]) -> None:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
+    return figure
 
 
 def figures(records: Sequence[Record]) -> Iterator[tuple[str, Figure]]:
     """Yields every figure of one or more records, with a unique file name safe in any folder."""
-    yield "validation_accuracy.png", validation_accuracy(records)
-    yield "validation_loss.png", validation_loss(records)
+    yield "validation_accuracy.png", curves(records, drawing.ACCURACY)
+    yield "validation_loss.png", curves(records, drawing.LOSS)
     names = _unique([re.sub(r"[^\w.-]+", "_", name) for name in record_names(records)], "_")
     for name, record in zip(names, records, strict=True):
         yield f"misclassified_{name}.png", misclassified(record)
@@ -132,13 +171,9 @@ def png(figure: Figure) -> bytes:
 
 def record_names(records: Sequence[Record]) -> list[str]:
     """Returns unique names of records: equal ones are extended by the seed, then by a number."""
-    names = [record["name"] for record in records]
-    counts = collections.Counter(names)
-    seeded = [
-        name if counts[name] == 1 else f"{name} seed {record['seed']}"
-        for name, record in zip(names, records, strict=True)
-    ]
-    return _unique(seeded, " #")
+    counts = collections.Counter(record["name"] for record in records)
+    seeds = [f" seed {r['seed']}" * (counts[r["name"]] > 1) for r in records]
+    return _unique([r["name"] + seed for r, seed in zip(records, seeds, strict=True)], " #")
 
 
 def _unique(names: list[str], separator: str) -> list[str]:
@@ -161,57 +196,3 @@ def _title(record: Record, shown: int = 0) -> str:
     mistakes = "mistakes" if number > 1 else "mistake"
     images = len(record["predictions"]["label"])
     return f"{shorten(record['name'], 24)}: {which} {mistakes} on {images:,} images"
-
-
-def _curves(records: Sequence[Record], metric: drawing.Metric, last: Sequence[str]) -> Figure:
-    """Draws a metric; the legend shows the texts `last`, best records first."""
-    curves = [metric.heights(record) for record in records]
-    figure = Figure(figsize=(8, max(4.5, 0.7 + 0.2 * len(curves))), layout="constrained")
-    axes = figure.add_subplot()
-    for i, curve in enumerate(curves):
-        axes.plot(
-            np.arange(1, len(curve) + 1),
-            curve,
-            color=drawing.COLOURS[i % 8],
-            marker=_MARKERS[i % 8],
-            linestyle=_DASHES[(i % 2 + i // 8) % 4],
-            linewidth=1.4,
-            markersize=5.5,
-            markeredgewidth=0,
-        )
-    axes.set_title(metric.title)
-    axes.set_ylabel(metric.label)
-    _scale_axes(axes, curves)
-    drawing.label_axis(axes, metric)
-    names = [shorten(name, 32) for name in record_names(records)]
-    order = np.argsort([curve[-1] for curve in curves], kind="stable")  # NaN comes last
-    figure.legend(
-        [axes.get_lines()[i] for i in order],
-        [f"{names[i]}  {last[i]}" for i in order],
-        title="last epoch",
-        alignment="left",
-        loc="outside right upper",
-        handlelength=3,
-    )
-    return figure
-
-
-def _scale_axes(axes: Axes, curves: Sequence[np.ndarray]) -> None:
-    """Scales x to whole epochs and y logarithmically, with a readable number of ticks."""
-    epochs = max(map(len, curves))
-    step = next(s for k in range(9) for s in (10**k, 5 * 10**k) if epochs <= 12 * s)
-    axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
-    axes.set_xlim(0.5, epochs + 0.5)
-    axes.set_xlabel("epoch")
-
-    values = np.concatenate(curves)
-    low, high = (np.nanmin(values), np.nanmax(values)) if np.any(values > 0) else (1, 1)
-    margin = 1.02 * (high / low) ** 0.05
-    axes.set_yscale("log")
-    axes.set_ylim(low / margin, high * margin)
-    if high < 3 * low:
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    else:
-        digits = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 30 * low else (1, 2, 5)
-        axes.yaxis.set_major_locator(LogLocator(subs=digits))
-    axes.yaxis.set_minor_locator(NullLocator())

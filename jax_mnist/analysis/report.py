@@ -4,13 +4,12 @@
 Markdown. The claims and the rule that judges them are in `claims`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from jax_mnist.analysis import claims, mistakes, page, plots, run, statistics, study_plots
+from jax_mnist.analysis import claims, drawing, mistakes, page, plots, run, statistics, study_plots
 from jax_mnist.analysis.markdown_text import (
     code,
     escape,
@@ -20,7 +19,6 @@ from jax_mnist.analysis.markdown_text import (
     signed,
     table,
 )
-from jax_mnist.analysis.statistics import Estimate, Variants
 from jax_mnist.config import NO_PART
 from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs import history
@@ -32,16 +30,25 @@ MAX_CONFUSIONS = 12
 MAX_HARD_IMAGES = 25
 
 
-class _Study(NamedTuple):
-    all_variants: Variants  # with the runs that diverged
-    all_records: list[Record]
-    variants: Variants  # without them
-    records: list[Record]
-    effects: dict[str, Estimate]  # differences in accuracy to the reference
-    diverged: bool  # whether any run did
-    original: bool  # whether the data is that of the original system, which made claims
-    images: str  # the number of validation images
-    command: str
+class _Study:
+    """What the sections need of a study; `all_...` includes the runs that diverged."""
+
+    def __init__(self, records: Sequence[Record], command: str) -> None:
+        self.command = command
+        self.all_variants = statistics.by_variant(records)
+        self.variants = statistics.without_diverged(self.all_variants)
+        if not self.variants:
+            raise ValueError("every run diverged: lower the learning rate or the decay")
+        self.all_records, self.records = (
+            [record for runs in variants.values() for record in runs.values()]
+            for variants in (self.all_variants, self.variants)
+        )
+        self.diverged = len(self.records) < len(self.all_records)
+        configs = [record["config"] for record in self.all_records]
+        self.of_original = all(c.get("dataset", "mnist") == "mnist" for c in configs)
+        self.images = f"{len(self.records[0]['predictions']['label']):,}"
+        others = [name for name in self.variants if name != REFERENCE]
+        self.effects = statistics.differences(self.variants, run.final_accuracy, others, REFERENCE)
 
 
 def write(records: Sequence[Record], folder: PathLike, command: str = "") -> None:
@@ -58,7 +65,7 @@ def write(records: Sequence[Record], folder: PathLike, command: str = "") -> Non
       OSError: A file could not be written. An earlier file of that name is unchanged.
     """
     folder, markdown = Path(folder), text(records, command)
-    for name, figure in _figures(_study(records, command)).items():
+    for name, figure in _figures(_Study(records, command)).items():
         plots.save(figure, folder / name)
     write_atomically(folder / "report.md", markdown.encode())
     write_atomically(folder / "report.html", page.self_contained(markdown, folder).encode())
@@ -66,39 +73,17 @@ def write(records: Sequence[Record], folder: PathLike, command: str = "") -> Non
 
 def text(records: Sequence[Record], command: str = "") -> str:
     """Returns the report as Markdown; arguments and errors are those of `write`."""
-    study = _study(records, command)
+    study = _Study(records, command)
     return "\n\n".join(block for section in _SECTIONS for block in section(study)) + "\n"
-
-
-def _study(records: Sequence[Record], command: str) -> _Study:
-    all_variants = statistics.by_variant(records)
-    variants = statistics.without_diverged(all_variants)
-    if not variants:
-        raise ValueError("every run diverged: lower the learning rate or the decay")
-    all_records, kept = (
-        [record for runs in some.values() for record in runs.values()]
-        for some in (all_variants, variants)
-    )
-    others = [name for name in variants if name != REFERENCE]
-    return _Study(
-        *(all_variants, all_records, variants, kept),
-        effects=statistics.differences(variants, run.final_accuracy, others, REFERENCE),
-        diverged=len(kept) < len(all_records),
-        original=all(r["config"].get("dataset", "mnist") == "mnist" for r in all_records),
-        images=f"{len(kept[0]['predictions']['label']):,}",
-        command=command,
-    )
 
 
 def _figures(study: _Study) -> dict[str, Figure]:
     figures = {
-        "accuracy.png": study_plots.variants_accuracy(study.variants),
-        "loss.png": study_plots.variants_loss(study.variants),
+        "accuracy.png": study_plots.bands(study.variants, drawing.ACCURACY),
+        "loss.png": study_plots.bands(study.variants, drawing.LOSS),
     }
     if study.effects:
-        figures["differences.png"] = study_plots.paired_differences(
-            study.effects, REFERENCE, "percentage points of accuracy"
-        )
+        figures["differences.png"] = study_plots.accuracy_differences(study.effects, REFERENCE)
     if hard := mistakes.hardest(study.records, MAX_HARD_IMAGES):
         names = study.records[0]["label_names"]
         figures["hardest.png"] = study_plots.hardest_images(hard, names, len(study.records))
@@ -141,10 +126,10 @@ def _results(study: _Study) -> list[str]:
     columns += ["spread, pp", "largest drop, pp", "seconds", *["diverged"] * study.diverged]
     rows = []
     for name, runs in study.all_variants.items():
-        kept = study.variants.get(name, {})
-        row = _result_cells(kept) if kept else [""] * 8
+        kept = list(study.variants.get(name, {}).values())
         lost = f"{len(runs) - len(kept)} of {len(runs)}"
-        rows.append([code(name), *row, *[lost] * study.diverged])
+        cells = _result_cells(kept) if kept else [""] * 8
+        rows.append([code(name), *cells, *[lost] * study.diverged])
     return [
         "## Results",
         table(columns, rows),
@@ -158,16 +143,17 @@ def _results(study: _Study) -> list[str]:
     ]
 
 
-def _result_cells(runs: Mapping[int, Record]) -> list[str]:
-    accuracies = [run.final_accuracy(record) for record in runs.values()]
+def _result_cells(runs: Sequence[Record]) -> list[str]:
+    def mean(measure: statistics.Measure) -> float:
+        return sum(map(measure, runs)) / len(runs)
+
+    accuracies = [run.final_accuracy(record) for record in runs]
     accuracy = statistics.mean_interval(accuracies)
-    means = [
-        sum(measure(record) for record in runs.values()) / len(runs)
-        for measure in (run.errors, run.spread, run.largest_drop, run.seconds)
+    return [
+        *(f"{accuracy.mean:.3f}", interval(accuracy)),
+        *(f"{max(accuracies):.2f}", f"{min(accuracies):.2f}", f"{mean(run.errors):.1f}"),
+        *(f"{mean(run.spread):.3f}", f"{mean(run.largest_drop):.2f}", f"{mean(run.seconds):.0f}"),
     ]
-    best, worst = max(accuracies), min(accuracies)
-    cells = [f"{accuracy.mean:.3f}", interval(accuracy), f"{best:.2f}", f"{worst:.2f}"]
-    return cells + [format(m, f) for m, f in zip(means, (".1f", ".3f", ".2f", ".0f"), strict=True)]
 
 
 def _differences(study: _Study) -> list[str]:
@@ -192,7 +178,7 @@ def _differences(study: _Study) -> list[str]:
 
 
 def _claims(study: _Study) -> list[str]:
-    if not study.original:
+    if not study.of_original:
         return []
     rows = []
     for v in claims.judge(study.all_variants):
@@ -203,11 +189,7 @@ def _claims(study: _Study) -> list[str]:
             numbers = [effect, interval(v.effect, signed), p_value(v.effect.p)]
             rows.append([v.claim, f"**{v.verdict}**", v.measure, escape(v.rival), *numbers])
     columns = ["claim", "verdict", "measure", "closest rival", "effect", "95 % interval", "p"]
-    diverged = (
-        " In claims about variants, a run that diverged counts with the accuracy that it reached, "
-        f"and with a spread and a drop of {run.COLLAPSE:.0f} points."
-    )
-    return [
+    blocks = [
         "## The original's claims",
         table(columns, rows),
         "The rule: the subject of a claim is compared with each rival, paired by seed, and the "
@@ -218,10 +200,14 @@ def _claims(study: _Study) -> list[str]:
         "contradicted claim, to the rival that contradicts it most; it is positive in the claimed "
         "direction. Claims about the highest, the most stable or all refer to the original's eight "
         "variants. A pair not named is any pair of classes that the original does not call often "
-        "confused; the errors between two classes are the mean over the runs of a seed."
-        + diverged
-        * study.diverged,
+        "confused; the errors between two classes are the mean over the runs of a seed.",
     ]
+    if study.diverged:
+        blocks.append(
+            "Runs that diverged count in claims about variants, with the accuracy that they "
+            f"reached and with a spread and a drop of {run.COLLAPSE:.0f} points."
+        )
+    return blocks
 
 
 def _errors(study: _Study) -> list[str]:
@@ -229,7 +215,7 @@ def _errors(study: _Study) -> list[str]:
     if not confusions:
         return ["## Errors", "No run misclassified an image."]
     names = [escape(name) for name in study.records[0]["label_names"]]
-    named = claims.CONFUSED_PAIRS if study.original else ()
+    named = claims.CONFUSED_PAIRS if study.of_original else ()
     rows = []
     for rank, confusion in enumerate(confusions, start=1):
         a, b = (names[c] for c in confusion.classes)
@@ -242,7 +228,7 @@ def _errors(study: _Study) -> list[str]:
         "## Errors",
         "![The images that most runs get wrong](hardest.png)",
         table(["rank", "classes", "errors per run", "one taken for the other"], rows),
-        *([f"The original names the pairs in bold: {bold}."] if named else []),
+        *[f"The original names the pairs in bold: {bold}."] * bool(named),
     ]
 
 
@@ -262,7 +248,7 @@ def _settings(study: _Study) -> list[str]:
     ]
     return [
         "## What was run",
-        *([table(["variant", *map(code, varied)], rows)] if varied else []),
+        *[table(["variant", *map(code, varied)], rows)] * bool(varied),
         f"All runs have in common: {', '.join(map(code, common))}.",
         f"They were made on {'; '.join(dict.fromkeys(machines))}"
         + (f"; by {code(study.command)}." if study.command else "."),

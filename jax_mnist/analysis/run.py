@@ -38,7 +38,8 @@ def confusion_matrix(record: Record) -> np.ndarray:
     return counts
 
 
-# Measures: functions from a record to one number, which `statistics` compares between variants.
+# Measures: functions from a record to one number, which `statistics` compares between variants. The
+# instability of a run that diverged counts as `COLLAPSE`.
 
 
 def final_accuracy(record: Record) -> float:
@@ -52,20 +53,14 @@ def errors(record: Record) -> int:
 
 
 def spread(record: Record) -> float:
-    """Returns the standard deviation of the validation accuracy over the last epochs.
-
-    It is in percentage points, over `LAST_EPOCHS` epochs. A diverged run counts as `COLLAPSE`.
-    """
+    """Returns the standard deviation of the accuracy over `LAST_EPOCHS`, in percentage points."""
     if history.has_diverged(record):
         return COLLAPSE
     return 100 * float(record["metrics"]["validation_accuracy"][-LAST_EPOCHS:].std())
 
 
 def largest_drop(record: Record) -> float:
-    """Returns the largest fall of the validation accuracy from one epoch to the next.
-
-    It is in percentage points, at least 0. A diverged run counts as `COLLAPSE`.
-    """
+    """Returns the largest fall of the accuracy from one epoch to the next, in percentage points."""
     if history.has_diverged(record):
         return COLLAPSE
     rises = np.diff(record["metrics"]["validation_accuracy"])

@@ -82,24 +82,17 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     return mean_interval(np.subtract(a, b), rounding=1e-9 * np.abs(a).max())
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number.
+def holm(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Corrects the p-values of estimates for their number.
 
     Holm, "A simple sequentially rejective multiple test procedure", 1979: the k-th smallest of n
     is multiplied by `n - k + 1`, is at most 1, and is at least the one before.
     """
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    factors = np.arange(len(p), 0, -1)
-    corrected[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * factors))
-    return corrected.tolist()
-
-
-def corrected(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Returns the differences with their p-values corrected for their number by `holm`."""
-    p_values = holm([difference.p for difference in found.values()])
-    return {key: d._replace(p=p) for (key, d), p in zip(found.items(), p_values, strict=True)}
+    ascending = sorted(estimates, key=lambda name: estimates[name].p)
+    factors = np.arange(len(ascending), 0, -1)
+    p = np.minimum(1.0, factors * [estimates[name].p for name in ascending])
+    corrected = dict(zip(ascending, np.maximum.accumulate(p).tolist(), strict=True))
+    return {name: estimate._replace(p=corrected[name]) for name, estimate in estimates.items()}
 
 
 def differences(
@@ -117,4 +110,4 @@ def differences(
         if seeds := sorted(runs.keys() & theirs.keys()):
             a, b = ([measure(of[seed]) for seed in seeds] for of in (runs, theirs))
             found[name] = paired_difference(a, b)
-    return corrected(found)
+    return holm(found)

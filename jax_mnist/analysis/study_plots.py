@@ -1,7 +1,7 @@
 """Figures of a study, which has several runs of each variant; `plots.save` saves them too."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -18,30 +18,8 @@ _BLUE = drawing.COLOURS[1]
 
 
 @matplotlib.rc_context(drawing.STYLE)
-def variants_accuracy(variants: Variants) -> Figure:
-    """Draws each variant's validation accuracy over epochs: mean and 95 % band over its seeds.
-
-    Each variant has a panel, which shows the means of the others in grey. The axis is that of
-    `plots.validation_accuracy`.
-    """
-    return _bands(variants, drawing.ACCURACY, lambda accuracy: f"{accuracy:.3f} %")
-
-
-@matplotlib.rc_context(drawing.STYLE)
-def variants_loss(variants: Variants) -> Figure:
-    """Draws each variant's validation loss over epochs, as `variants_accuracy` does accuracy."""
-    return _bands(variants, drawing.LOSS, lambda loss: f"{loss:.4f}")
-
-
-@matplotlib.rc_context(drawing.STYLE)
-def paired_differences(effects: Mapping[str, Estimate], reference: str, unit: str) -> Figure:
-    """Draws the differences of variants to a reference, with their 95 % intervals.
-
-    Args:
-      effects: The difference of each variant, by its name.
-      reference: The name of the variant that the others are compared with.
-      unit: What the differences are measured in, in words.
-    """
+def accuracy_differences(effects: Mapping[str, Estimate], reference: str) -> Figure:
+    """Draws the paired differences in accuracy of variants to a reference, with 95 % intervals."""
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(effects)), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color="0.4", linewidth=1)
@@ -52,7 +30,7 @@ def paired_differences(effects: Mapping[str, Estimate], reference: str, unit: st
     axes.set_yticks(range(len(effects)), [shorten(name, 24) for name in effects])
     axes.set_ylim(len(effects) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"difference to {shorten(reference, 24)} ({unit})")
+    axes.set_xlabel(f"difference to {shorten(reference, 24)} (percentage points of accuracy)")
     axes.set_title("Paired differences, mean and 95 % interval")
     return figure
 
@@ -71,8 +49,12 @@ def hardest_images(images: Sequence[HardImage], label_names: Sequence[str], runs
     return drawing.image_grid([image.image for image in images], texts, title, size)
 
 
-def _bands(variants: Variants, metric: drawing.Metric, text: Callable[[float], str]) -> Figure:
-    """Draws a metric with one panel for each variant, whose title has the `text` of its result."""
+@matplotlib.rc_context(drawing.STYLE)
+def bands(variants: Variants, metric: drawing.Metric) -> Figure:
+    """Draws a metric over epochs: mean and 95 % band over the seeds of each variant.
+
+    Each variant has a panel, which shows the means of the others in grey.
+    """
     columns = min(4, len(variants))
     rows = math.ceil(len(variants) / columns)
     figure = Figure(figsize=(8, 1.2 + 2.2 * rows), layout="constrained")
@@ -87,7 +69,7 @@ def _bands(variants: Variants, metric: drawing.Metric, text: Callable[[float], s
         (line,) = axes.plot(epochs, mean, color=_BLUE, linewidth=1.8)
         bottom = np.maximum(bottom, low / 10)
         band = axes.fill_between(epochs, bottom, top, color=_BLUE, alpha=0.25, linewidth=0)
-        axes.set_title(f"{shorten(name, 18)}\n{text(metric.value(mean[-1]))}", fontsize=10.5)
+        axes.set_title(f"{shorten(name, 18)}\n{metric.mean_text(mean[-1])}", fontsize=10.5)
     for axes in panels[len(variants) :]:
         axes.set_axis_off()
     for axes in panels[max(0, len(variants) - columns) : len(variants)]:
