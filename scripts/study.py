@@ -17,7 +17,7 @@ from command_line import fail, run
 from ml_collections import config_flags
 
 from jax_mnist import config
-from jax_mnist.analysis import report, statistics
+from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds of every variant.", lower_bound=1)
@@ -42,7 +42,7 @@ def load(file, overrides):
 def main(arguments):
     folder = Path(__file__).parent.parent / "configs"
     files = [Path(file) for file in arguments] or [
-        folder / f"{name}.py" for name in statistics.ORIGINAL
+        folder / f"{name}.py" for name in claims.ORIGINAL
     ]
     names = [file.stem for file in files]
     if repeated := {name for name in names if names.count(name) > 1}:

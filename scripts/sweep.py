@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from jax_mnist import config as config_lib
 from jax_mnist.analysis import statistics
+from jax_mnist.analysis.run import final_accuracy
 from jax_mnist.runs import history, study
 
 SPLITS = ("train_split", "validation_split")
@@ -59,12 +60,12 @@ def main(arguments):
     variants = study.grid(config, vary)
     records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
     intervals = {
-        name: statistics.mean_interval([statistics.final_accuracy(run) for run in runs.values()])
+        name: statistics.mean_interval([final_accuracy(run) for run in runs.values()])
         for name, runs in statistics.by_variant(records).items()
         if not any(map(history.has_diverged, runs.values()))
     }
     print(f"accuracy on {config.validation_split}, {_REPLICAS.value} of each; 95 % interval")
-    for name, (mean, low, high) in sorted(intervals.items(), key=lambda item: -item[1].mean):
+    for name, (mean, low, high, _) in sorted(intervals.items(), key=lambda item: -item[1].mean):
         interval = f" ({low:.3f} to {high:.3f})" if low < high else ""
         print(f"{mean:.3f} %{interval}  {name}")
     for name in variants.keys() - intervals.keys():

@@ -20,7 +20,7 @@ from absl import flags
 from command_line import fail, run
 from ml_collections import config_flags
 
-from jax_mnist.analysis import run as analysis
+from jax_mnist.analysis import run as one_run
 from jax_mnist.runs import history, processes
 from jax_mnist.runs import train as training
 
@@ -59,7 +59,7 @@ def main(arguments):
     for record in records:
         if history.has_diverged(record):
             continue  # reported when it happened
-        summary = analysis.summary(record)
+        summary = one_run.summary(record)
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
         training.say(
             f"{record['name']}{of_seed}: validation accuracy {summary.final_accuracy:.2%} at the "

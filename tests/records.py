@@ -56,3 +56,19 @@ def make_record(
         "device": {"platform": "cpu", "kind": "cpu", "count": 1},
         "variables_sha256": "",
     }
+
+
+def of_variants(accuracies):
+    """Returns records from a dict of name to final accuracies, one for each seed."""
+    return [
+        make_record(name, seed, accuracies=(0.9, value))
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def diverged(name, seed, epochs=1):
+    """Returns a record of a run that diverged in its last epoch."""
+    record = make_record(name, seed, accuracies=(0.9,) * (epochs - 1) + (0.098,))
+    record["metrics"]["train_loss"][-1] = np.nan
+    return record

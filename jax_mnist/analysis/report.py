@@ -1,317 +1,258 @@
-"""The report of a study: Markdown, a self-contained HTML page, and their figures."""
+"""The report of a study: Markdown, a self-contained HTML page, and their figures.
 
-import base64
-import html
-import math
-import re
-from collections.abc import Iterable, Sequence
+`_SECTIONS` lists the parts of the text in order. Each is a function from the study to blocks of
+Markdown. The claims and the rule that judges them are in `claims`.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
-import markdown
+from matplotlib.figure import Figure
 
-from jax_mnist.analysis import plots, statistics, study_plots
-from jax_mnist.analysis.statistics import Confusion, Difference, Interval, Variants, Verdict
+from jax_mnist.analysis import claims, drawing, mistakes, page, plots, run, statistics, study_plots
+from jax_mnist.analysis.markdown_text import (
+    code,
+    escape,
+    integers,
+    interval,
+    p_value,
+    signed,
+    table,
+)
 from jax_mnist.config import NO_EFFECT
-from jax_mnist.data import files
+from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 
-REFERENCE = "bn"
+REFERENCE = "bn"  # the variant that the others are compared with
 FEW_SEEDS = 10
-MOST_CONFUSIONS = 12
+MAX_CONFUSIONS = 12
+MAX_HARD_IMAGES = 25
 
 
-def write(records: Sequence[Record], folder: files.PathLike, command: str = "") -> None:
+class _Study:
+    """What the sections need of a study; `all_...` includes the runs that diverged."""
+
+    def __init__(self, records: Sequence[Record], command: str) -> None:
+        self.command = command
+        self.all_variants = statistics.by_variant(records)
+        self.variants = statistics.without_diverged(self.all_variants)
+        if not self.variants:
+            raise ValueError("every run diverged: lower the learning rate or the decay")
+        self.all_records, self.records = (
+            [record for runs in variants.values() for record in runs.values()]
+            for variants in (self.all_variants, self.variants)
+        )
+        self.diverged = len(self.records) < len(self.all_records)
+        configs = [record["config"] for record in self.all_records]
+        self.of_original = all(c.get("dataset", "mnist") == "mnist" for c in configs)
+        self.images = f"{len(self.records[0]['predictions']['label']):,}"
+        others = [name for name in self.variants if name != REFERENCE]
+        self.effects = statistics.differences(self.variants, run.final_accuracy, others, REFERENCE)
+
+
+def write(records: Sequence[Record], folder: PathLike, command: str = "") -> None:
     """Writes `report.md`, `report.html` and the figures into a folder, each atomically.
 
     Args:
-      records: of the runs of a study, in any order, at best of the same seeds of each variant.
-        Names and other texts in them may come from anybody.
-      folder: made if there is none.
-      command: what made the records, to be named in the report.
+      records: The runs of a study in any order, preferably with the same seeds of each variant.
+        Their names and other texts may come from strangers.
+      folder: Where to write; it is created if it is missing.
+      command: The command that made the records, which the report mentions.
 
     Raises:
-      ValueError: every run diverged, or see `statistics.by_variant`.
-      OSError: a file could not be written, in one line; an earlier one is as it was.
+      ValueError: Every run diverged, or the records cannot be compared (`statistics.by_variant`).
+      OSError: A file could not be written. An earlier file of that name is unchanged.
     """
-    folder = Path(folder)
-    variants_of_all = statistics.by_variant(records)
-    variants = statistics.sound(variants_of_all)
-    if not variants:
-        raise ValueError("every run diverged: lower the learning rate or the decay")
-    records = [run for runs in variants.values() for run in runs.values()]
-    others = [name for name in variants if name != REFERENCE and REFERENCE in variants]
-    found = statistics.differences(
-        variants, statistics.final_accuracy, [(name, REFERENCE) for name in others]
-    )
-    effects = {name: effect for (name, _), effect in found.items()}
-
-    figures = {
-        "accuracy.png": study_plots.variants_accuracy(variants),
-        "loss.png": study_plots.variants_loss(variants),
-    }
-    if effects:
-        figures["differences.png"] = study_plots.paired_differences(
-            effects, REFERENCE, "percentage points of accuracy"
-        )
-    if hard := statistics.hardest(records, 25):
-        figures["hardest.png"] = study_plots.hardest_images(
-            hard, records[0]["label_names"], len(records)
-        )
-    for name, figure in figures.items():
+    folder, markdown = Path(folder), text(records, command)
+    for name, figure in _figures(_Study(records, command)).items():
         plots.save(figure, folder / name)
-
-    text = _text(variants_of_all, variants, effects, command)
-    files.write_atomically(folder / "report.md", text.encode())
-    page = _page(text, folder)
-    files.write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder / "report.md", markdown.encode())
+    write_atomically(folder / "report.html", page.self_contained(markdown, folder).encode())
 
 
-def _text(
-    variants_of_all: Variants, variants: Variants, effects: dict[str, Difference], command: str
-) -> str:
-    """The Markdown; `variants` are without the runs that diverged."""
-    every = [run for runs in variants_of_all.values() for run in runs.values()]
-    diverged = [run for run in every if history.has_diverged(run)]
-    records = [run for runs in variants.values() for run in runs.values()]
-    seeds = sorted({record["seed"] for record in every})
-    single = [name for name, runs in variants.items() if len(runs) == 1]
-    few = min((len(runs) for runs in variants.values() if len(runs) > 1), default=FEW_SEEDS)
-    images = len(records[0]["predictions"]["label"])
-    configs = [record["config"] for record in every]
-    fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_EFFECT)]
-    varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
-    common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
-    original = all(c.get("dataset", "mnist") == "mnist" for c in configs)  # who claimed something
-    close_calls = statistics.CLOSE_CALLS if original else ()
-    pair_names = [f"{a} and {b}" for a, b in close_calls]
+def text(records: Sequence[Record], command: str = "") -> str:
+    """Returns the report as Markdown; arguments and errors are those of `write`."""
+    study = _Study(records, command)
+    return "\n\n".join(block for section in _SECTIONS for block in section(study)) + "\n"
 
-    missing = ", ".join(_code(n) for n in variants if n != REFERENCE and n not in effects)
 
-    parts = [
+def _figures(study: _Study) -> dict[str, Figure]:
+    figures = {
+        "accuracy.png": study_plots.bands(study.variants, drawing.ACCURACY),
+        "loss.png": study_plots.bands(study.variants, drawing.LOSS),
+    }
+    if study.effects:
+        figures["differences.png"] = study_plots.accuracy_differences(study.effects, REFERENCE)
+    if hard := mistakes.hardest(study.records, MAX_HARD_IMAGES):
+        names = study.records[0]["label_names"]
+        figures["hardest.png"] = study_plots.hardest_images(hard, names, len(study.records))
+    return figures
+
+
+def _introduction(study: _Study) -> list[str]:
+    total = len(study.all_records)
+    seeds = integers(sorted({record["seed"] for record in study.all_records}))
+    blocks = [
         "# Which regulariser helps, and by how much",
-        f"{len(every)} runs: {len(variants_of_all)} variants, seeds {_some(seeds)}, each validated "
-        f"on {images:,} images after every epoch. Intervals are 95 % intervals over seeds "
-        "(Student's t): they cover the luck of a seed, which sets initialisation, order and "
-        "augmentation, on these validation images; other images would move all variants together.",
+        f"{total} runs: {len(study.all_variants)} variants, seeds {seeds}. Each run was validated "
+        f"on {study.images} images after every epoch. Intervals are 95 % intervals over seeds "
+        "(Student's t). They cover the randomness of a seed, which determines initialisation, data "
+        "order and augmentation, on these validation images; other images would shift all "
+        "variants together.",
     ]
-    if single:
-        of = "" if len(single) == len(variants) else ": " + ", ".join(map(_code, single))
-        parts.append(f"**One seed gives no interval, and decides nothing{of}.**")
+    sizes = {name: len(runs) for name, runs in study.variants.items()}
+    if single := [code(name) for name, size in sizes.items() if size == 1]:
+        which = "" if len(single) == len(sizes) else f": {', '.join(single)}"
+        blocks.append(f"**A single seed gives no interval and decides nothing{which}.**")
+    few = min((size for size in sizes.values() if size > 1), default=FEW_SEEDS)
     if few < FEW_SEEDS:
-        parts.append(f"**With {few} seeds of a variant the intervals are wide.**")
-    if diverged:
-        parts += [
-            f"**Diverged: {len(diverged)} of {len(every)} runs.** These came to a loss that is not "
-            "finite. Tables and figures are of the runs that did not; only in the original's "
-            "claims about variants do they count. They are "
-            + ", ".join(
-                f"{_code(record['name'])} seed {record['seed']} in epoch "
-                f"{len(record['metrics']['train_loss'])}"
-                for record in diverged
-            )
-            + "."
+        blocks.append(f"**With only {few} seeds of a variant, its intervals are wide.**")
+    if study.diverged:
+        runs = [
+            f"{code(r['name'])} seed {r['seed']} in epoch {len(r['metrics']['train_loss'])}"
+            for r in study.all_records
+            if history.has_diverged(r)
         ]
-    parts += [
+        blocks.append(
+            f"**Diverged: {len(runs)} of {total} runs.** Their training loss became infinite or "
+            f"NaN. Tables and figures leave them out. They are {', '.join(runs)}."
+        )
+    return blocks
+
+
+def _results(study: _Study) -> list[str]:
+    columns = ["variant", "accuracy, %", "95 % interval", "best seed", "worst seed", "errors"]
+    columns += ["spread, pp", "largest drop, pp", "seconds", *["diverged"] * study.diverged]
+    rows = []
+    for name, runs in study.all_variants.items():
+        kept = list(study.variants.get(name, {}).values())
+        lost = f"{len(runs) - len(kept)} of {len(runs)}"
+        cells = _result_cells(kept) if kept else [""] * 8
+        rows.append([code(name), *cells, *[lost] * study.diverged])
+    return [
         "## Results",
-        _table(
-            "variant | accuracy, % | 95 % interval | best seed | worst seed | errors | spread, pp "
-            "| largest drop, pp | seconds" + (" | diverged" if diverged else ""),
-            (
-                _result_row(name, list(variants.get(name, {}).values()))
-                + ([f"{len(runs) - len(variants.get(name, {}))} of {len(runs)}"] * bool(diverged))
-                for name, runs in variants_of_all.items()
-            ),
-        ),
-        f"Accuracy and errors (of {images:,} images) are those of the last epoch. Spread: standard "
-        f"deviation of the accuracy over the last {statistics.LAST_EPOCHS} epochs. Largest drop: "
-        "of the accuracy from one epoch to the next. Both are means over seeds, in percentage "
-        "points. Seconds: of a whole run, which may have shared its machine with others.",
+        table(columns, rows),
+        f"Accuracy and errors (of {study.images} images) are those of the last epoch. The spread "
+        f"is the standard deviation of the accuracy over the last {run.LAST_EPOCHS} epochs, the "
+        "largest drop that of the accuracy from one epoch to the next; both are means over seeds, "
+        "in percentage points (pp). Seconds are the mean duration of a run, which may have shared "
+        "its machine with others.",
         "![Validation accuracy over the epochs, for each variant](accuracy.png)",
         "![Validation loss over the epochs, for each variant](loss.png)",
     ]
-    if effects:
+
+
+def _result_cells(runs: Sequence[Record]) -> list[str]:
+    def mean(measure: statistics.Measure) -> float:
+        return sum(map(measure, runs)) / len(runs)
+
+    accuracies = [run.final_accuracy(record) for record in runs]
+    accuracy = statistics.mean_interval(accuracies)
+    return [
+        *(f"{accuracy.mean:.3f}", interval(accuracy)),
+        *(f"{max(accuracies):.2f}", f"{min(accuracies):.2f}", f"{mean(run.errors):.1f}"),
+        *(f"{mean(run.spread):.3f}", f"{mean(run.largest_drop):.2f}", f"{mean(run.seconds):.0f}"),
+    ]
+
+
+def _differences(study: _Study) -> list[str]:
+    blocks = []
+    if study.effects:
         rows = [
-            [_code(name), _signed(d.mean), _range(d, signed=True), _p(d.p)]
-            for name, d in effects.items()
+            [code(name), signed(effect.mean), interval(effect, signed), p_value(effect.p)]
+            for name, effect in study.effects.items()
         ]
-        parts += [
-            f"## Differences to {_code(REFERENCE)}",
-            _table("variant | accuracy, pp | 95 % interval | p", rows),
-            "Paired by seed: paired t-test (`scipy.stats.ttest_rel`), two-sided, p-values "
-            f"corrected for {len(effects)} comparisons (Holm); each interval is for itself."
-            + (f" No seed in common with {_code(REFERENCE)}: {missing}." if missing else ""),
+        blocks = [
+            f"## Differences to {code(REFERENCE)}",
+            table(["variant", "accuracy, pp", "95 % interval", "p"], rows),
+            "The differences are paired by seed and tested by the two-sided paired t-test "
+            "(`scipy.stats.ttest_rel`). The p-values are corrected for "
+            f"{len(rows)} comparisons (Holm), the intervals are not.",
             f"![Differences to {REFERENCE} with their intervals](differences.png)",
         ]
-    elif missing and REFERENCE in variants:
-        parts.append(f"No seed in common with {_code(REFERENCE)}: {missing}.")
-    claims = [
+    missing = [code(n) for n in study.variants if n != REFERENCE and n not in study.effects]
+    if missing and REFERENCE in study.variants:
+        blocks.append(f"No seed in common with {code(REFERENCE)}: {', '.join(missing)}.")
+    return blocks
+
+
+def _claims(study: _Study) -> list[str]:
+    if not study.of_original:
+        return []
+    rows = []
+    for v in claims.judge(study.all_variants):
+        if v.effect is None:
+            rows.append([v.claim, v.verdict, v.measure, *[""] * 4])
+        else:
+            effect = f"{signed(v.effect.mean)} {v.unit}"
+            numbers = [effect, interval(v.effect, signed), p_value(v.effect.p)]
+            rows.append([v.claim, f"**{v.verdict}**", v.measure, escape(v.rival), *numbers])
+    columns = ["claim", "verdict", "measure", "closest rival", "effect", "95 % interval", "p"]
+    blocks = [
         "## The original's claims",
-        _table(
-            "claim | verdict | measure | closest rival | effect | 95 % interval | p",
-            map(_verdict_row, statistics.judge_claims(variants_of_all)),
-        ),
-        "The rule: a claim is compared with each rival, paired by seed, and the p-values are "
-        "corrected for the number of rivals (Holm). It is *supported* if every difference is in "
-        f"the claimed direction with p below {statistics.LEVEL}, *contradicted* if one is in the "
-        "opposite direction with such a p, else *undecided*; each claim is judged for itself. The "
-        "effect is the difference to the closest rival, or to the one that contradicts most, "
-        "positive in the claimed direction. Highest, most stable and all are meant among the eight "
-        "variants. The pairs not named are those of two classes that the original does not call "
-        "close; errors are the mean of a seed's runs."
-        + (
-            " A run that diverged counts in claims about variants, with the accuracy that it came "
-            f"to, and with a spread and a drop of {statistics.COLLAPSE:.0f} points."
-            if diverged
-            else ""
-        ),
+        table(columns, rows),
+        "The rule: the subject of a claim is compared with each rival, paired by seed, and the "
+        "p-values are corrected for the number of rivals (Holm). A claim is *supported* if every "
+        f"difference is in the claimed direction with p below {statistics.LEVEL}, *contradicted* "
+        "if one is in the opposite direction with such a p, and otherwise *undecided*; each claim "
+        "is judged by itself. The effect is the difference to the closest rival or, for a "
+        "contradicted claim, to the rival that contradicts it most; it is positive in the claimed "
+        "direction. Claims about the highest, the most stable or all refer to the original's eight "
+        "variants. A pair not named is any pair of classes that the original does not call often "
+        "confused; the errors between two classes are the mean over the runs of a seed.",
     ]
-    parts += [*(claims if original else ()), "## Errors"]
-    if pairs := statistics.confusions(records):
-        names = [str(name) for name in records[0]["label_names"]]
-        rows = [
-            _confusion_row(rank, pair, names, pair.classes in close_calls)
-            for rank, pair in enumerate(pairs, start=1)
-            if rank <= MOST_CONFUSIONS or pair.classes in close_calls
-        ]
-        parts += [
-            "![The images that most runs get wrong](hardest.png)",
-            _table("rank | classes | errors a run | taken for one another", rows),
-        ]
-        if original:
-            parts.append(f"Bold: {' and '.join(pair_names)}, which the original names.")
-    else:
-        parts.append("No run made one.")
-    if varied:
-        rows = [
-            [_code(name), *(_code(next(iter(runs.values()))["config"].get(f)) for f in varied)]
-            for name, runs in variants_of_all.items()
-        ]
-        parts += ["## What was run", _table(" | ".join(["variant", *map(_code, varied)]), rows)]
-    parts += [
-        "All else is common: " + ", ".join(map(_code, common)) + ".",
-        "Made on " + "; ".join(_made_on(every)) + (f"; by {_code(command)}." if command else "."),
-    ]
-    return "\n\n".join(parts) + "\n"
+    if study.diverged:
+        blocks.append(
+            "Runs that diverged count in claims about variants, with the accuracy that they "
+            f"reached and with a spread and a drop of {run.COLLAPSE:.0f} points."
+        )
+    return blocks
 
 
-def _made_on(records: Sequence[Record]) -> list[str]:
-    """Every machine and every set of versions that records were made with."""
-    made = [
-        f"{_code(device['kind'])} ({_code(device['platform'])}) with "
-        + ", ".join(_code(f"{name} {version}") for name, version in record["packages"].items())
-        for record in records
-        for device in [record["device"]]
-    ]
-    return list(dict.fromkeys(made))
-
-
-def _result_row(name: str, runs: list[Record]) -> list[str]:
-    if not runs:
-        return [_code(name), *[""] * 8]
-
-    def mean(measure: statistics.Measure) -> float:
-        return statistics.mean_interval([measure(run) for run in runs]).mean
-
-    accuracies = [statistics.final_accuracy(run) for run in runs]
-    interval = statistics.mean_interval(accuracies)
+def _errors(study: _Study) -> list[str]:
+    confusions = mistakes.confusions(study.records)
+    if not confusions:
+        return ["## Errors", "No run misclassified an image."]
+    names = [escape(name) for name in study.records[0]["label_names"]]
+    named = claims.CONFUSED_PAIRS if study.of_original else ()
+    rows = []
+    for rank, confusion in enumerate(confusions, start=1):
+        a, b = (names[c] for c in confusion.classes)
+        pair = f"**{a} and {b}**" if confusion.classes in named else f"{a} and {b}"
+        each_way = f"{a} for {b}: {confusion.forward:.2f}, {b} for {a}: {confusion.backward:.2f}"
+        if rank <= MAX_CONFUSIONS or confusion.classes in named:
+            rows.append([str(rank), pair, f"{confusion.both:.2f}", each_way])
+    bold = ", ".join(f"{names[a]} and {names[b]}" for a, b in named)
     return [
-        _code(name),
-        f"{interval.mean:.3f}",
-        _range(interval),
-        f"{max(accuracies):.2f}",
-        f"{min(accuracies):.2f}",
-        f"{mean(statistics.errors):.1f}",
-        f"{mean(statistics.spread):.3f}",
-        f"{mean(statistics.largest_drop):.2f}",
-        f"{mean(statistics.seconds):.0f}",
+        "## Errors",
+        "![The images that most runs get wrong](hardest.png)",
+        table(["rank", "classes", "errors per run", "one taken for the other"], rows),
+        *[f"The original names the pairs in bold: {bold}."] * bool(named),
     ]
 
 
-def _verdict_row(v: Verdict) -> list[str]:
-    if v.effect is None:
-        return [v.claim, v.verdict, v.measure, "", "", "", ""]
-    effect = f"{_signed(v.effect.mean)} {v.unit}"
-    interval, p = _range(v.effect, signed=True), _p(v.effect.p)
-    return [v.claim, f"**{v.verdict}**", v.measure, _escape(v.rival), effect, interval, p]
-
-
-def _confusion_row(rank: int, pair: Confusion, names: list[str], bold: bool) -> list[str]:
-    a, b = (_escape(names[c]) for c in pair.classes)
-    both = f"{a} and {b}"
+def _settings(study: _Study) -> list[str]:
+    configs = [record["config"] for record in study.all_records]
+    fields = [f for f in configs[0] if f not in ("seed", "replicas", *NO_EFFECT)]
+    varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
+    common = [f"{f}={configs[0][f]}" for f in fields if f not in varied and configs[0][f] != ""]
+    rows = [
+        [code(name), *(code(next(iter(runs.values()))["config"].get(f)) for f in varied)]
+        for name, runs in study.all_variants.items()
+    ]
+    machines = [
+        f"{code(record['device']['kind'])} ({code(record['device']['platform'])}) with "
+        + ", ".join(code(f"{name} {version}") for name, version in record["packages"].items())
+        for record in study.all_records
+    ]
     return [
-        str(rank),
-        f"**{both}**" if bold else both,
-        f"{pair.both:.2f}",
-        f"{a} for {b} {pair.forward:.2f}, {b} for {a} {pair.backward:.2f}",
+        "## What was run",
+        *[table(["variant", *map(code, varied)], rows)] * bool(varied),
+        f"All runs have in common: {', '.join(map(code, common))}.",
+        f"They were made on {'; '.join(dict.fromkeys(machines))}"
+        + (f"; by {code(study.command)}." if study.command else "."),
     ]
 
 
-def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
-    columns = header.count("|") + 1
-    lines = [header, " | ".join(["---"] * columns), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _escape(text: object) -> str:
-    """Text as Markdown that shows it as it is, whatever it holds."""
-    text = re.sub(r"([\\`*_\[\]()#+!~-])", r"\\\1", html.escape(str(text), quote=False))
-    return re.sub(r"\s+", " ", text).replace("|", "&#124;")
-
-
-def _code(text: object) -> str:
-    plain = str(text)
-    return f"`{plain}`" if re.fullmatch(r"[\w.,:=+/\[\] -]+", plain) else _escape(plain)
-
-
-def _some(seeds: list[int]) -> str:
-    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]} to {seeds[-1]}"
-    return ", ".join(map(str, seeds))
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _range(interval: Interval | Difference, signed: bool = False) -> str:
-    if not math.isfinite(interval.low):
-        return "none"
-    low, high = interval.low, interval.high
-    return f"{_signed(low)} to {_signed(high)}" if signed else f"{low:.3f} to {high:.3f}"
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: auto; padding: 1rem }
-h1, h2 { line-height: 1.2 }
-img { display: block; max-width: min(100%, 50rem); height: auto; margin: 1.5rem auto }
-.table { overflow-x: auto }
-table { border-collapse: collapse; font-size: 0.9rem; white-space: nowrap }
-th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #8886 }
-td { font-variant-numeric: tabular-nums }
-code { font-size: 0.95em; overflow-wrap: anywhere }
-"""
-
-
-def _page(text: str, folder: Path) -> str:
-    """The Markdown as one HTML file that needs no other."""
-
-    def embedded(match: re.Match[str]) -> str:
-        picture = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{picture}"'
-
-    body = markdown.markdown(text, extensions=["tables"])
-    body = re.sub(r'src="(\w+\.png)"', embedded, body)
-    body = body.replace("<table>", '<div class="table"><table>')
-    body = body.replace("</table>", "</table></div>")
-    title = html.escape(text.partition("\n")[0].removeprefix("# "))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+_SECTIONS = (_introduction, _results, _differences, _claims, _errors, _settings)

@@ -1,30 +1,36 @@
-"""What a record says about a run: its mistakes, its confusions, its accuracy. Pure functions."""
+"""What one record says about its run: accuracy, errors, stability, confusions."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
+
+LAST_EPOCHS = 5  # the epochs that `spread` covers
+COLLAPSE = 90.0  # percentage points from 100 % down to chance with ten classes
 
 
 class Summary(NamedTuple):
-    """The accuracy of a run; accuracies are fractions in [0, 1]."""
+    """The validation accuracy of a run, as fractions in [0, 1]."""
 
     final_accuracy: float
     best_accuracy: float
-    best_epoch: int  # counted from 1; the first one with the best accuracy
-    errors: int  # misclassified validation images after the last epoch
-    examples: int  # all validation images
+    best_epoch: int  # the first epoch with the best accuracy, counted from 1
+
+
+def summary(record: Record) -> Summary:
+    """Returns the validation accuracy after the last epoch and after the best one."""
+    accuracy = record["metrics"]["validation_accuracy"]
+    best = int(np.argmax(accuracy))
+    return Summary(float(accuracy[-1]), float(accuracy[best]), best + 1)
 
 
 def confusion_matrix(record: Record) -> np.ndarray:
     """Counts the validation images by true class (rows) and predicted class (columns).
 
-    Args:
-        record: as `history.load` returns it.
-
     Returns:
-        int64 [classes, classes]; it sums to the number of validation images.
+      int64 [classes, classes], which sums to the number of validation images.
     """
     classes = len(record["label_names"])
     counts = np.zeros((classes, classes), np.int64)
@@ -32,18 +38,35 @@ def confusion_matrix(record: Record) -> np.ndarray:
     return counts
 
 
-def summary(record: Record) -> Summary:
-    """Returns the accuracy at the last epoch and at the best one, and the number of errors.
+# Measures: functions from a record to one number, which `statistics` compares between variants. The
+# instability of a run that diverged counts as `COLLAPSE`.
 
-    Args:
-        record: as `history.load` returns it.
-    """
-    accuracy = record["metrics"]["validation_accuracy"]
-    best = int(np.argmax(accuracy))
-    return Summary(
-        final_accuracy=float(accuracy[-1]),
-        best_accuracy=float(accuracy[best]),
-        best_epoch=best + 1,
-        errors=len(record["mistakes"]["index"]),
-        examples=len(record["predictions"]["label"]),
-    )
+
+def final_accuracy(record: Record) -> float:
+    """Returns the validation accuracy after the last epoch, in percent."""
+    return 100 * float(record["metrics"]["validation_accuracy"][-1])
+
+
+def errors(record: Record) -> int:
+    """Returns the number of misclassified validation images after the last epoch."""
+    return len(record["mistakes"]["index"])
+
+
+def spread(record: Record) -> float:
+    """Returns the standard deviation of the accuracy over `LAST_EPOCHS`, in percentage points."""
+    if history.has_diverged(record):
+        return COLLAPSE
+    return 100 * float(record["metrics"]["validation_accuracy"][-LAST_EPOCHS:].std())
+
+
+def largest_drop(record: Record) -> float:
+    """Returns the largest fall of the accuracy from one epoch to the next, in percentage points."""
+    if history.has_diverged(record):
+        return COLLAPSE
+    rises = np.diff(record["metrics"]["validation_accuracy"])
+    return 100 * float(np.max(-rises, initial=0.0))
+
+
+def seconds(record: Record) -> float:
+    """Returns the duration of the whole run, in seconds."""
+    return float(record["metrics"]["seconds"].sum())

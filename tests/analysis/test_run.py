@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from records import make_record
+from records import diverged, make_record
 
-from jax_mnist.analysis import run as analysis
+from jax_mnist.analysis import run as one_run
 from jax_mnist.runs import history
 
 
@@ -77,7 +77,7 @@ def test_confusion_has_true_classes_in_rows():
         [0, 0, 2],  # b: twice c
         [0, 1, 1],  # c: once b, once c
     ]
-    found = analysis.confusion_matrix(hand_made())
+    found = one_run.confusion_matrix(hand_made())
     assert found.dtype == np.int64
     assert found.tolist() == expected
 
@@ -85,23 +85,38 @@ def test_confusion_has_true_classes_in_rows():
 def test_a_class_that_never_occurs_keeps_its_place():
     record = hand_made()
     record["label_names"] = ["a", "b", "c", "d"]
-    found = analysis.confusion_matrix(record)
+    found = one_run.confusion_matrix(record)
     assert found.shape == (4, 4)
     assert found[3].sum() == found[:, 3].sum() == 0
 
 
 def test_summary():
-    assert analysis.summary(hand_made()) == analysis.Summary(
+    assert one_run.summary(hand_made()) == one_run.Summary(
         final_accuracy=1 / 3,
         best_accuracy=0.5,
         best_epoch=2,  # the first of the two
-        errors=4,
-        examples=6,
     )
 
 
 def test_without_mistakes():
     record = make_record(mistakes=0, accuracies=(1.0,))
     assert history.rank_mistakes(record, 25) == []
-    assert analysis.confusion_matrix(record).tolist() == np.diag([4] * 10).tolist()
-    assert analysis.summary(record) == (1.0, 1.0, 1, 0, 40)
+    assert one_run.confusion_matrix(record).tolist() == np.diag([4] * 10).tolist()
+    assert one_run.summary(record) == (1.0, 1.0, 1)
+
+
+def test_measures_of_a_run():
+    record = make_record(accuracies=(0.5, 0.9, 0.8, 0.85, 0.95, 0.9), mistakes=4)
+    assert one_run.final_accuracy(record) == 90
+    assert one_run.errors(record) == 4
+    assert one_run.largest_drop(record) == pytest.approx(10)
+    assert one_run.spread(record) == pytest.approx(100 * np.std([0.9, 0.8, 0.85, 0.95, 0.9]))
+    assert one_run.seconds(record) == 6 * 12.5
+    assert one_run.largest_drop(make_record(accuracies=(0.8, 0.9))) == 0
+    assert one_run.largest_drop(make_record(accuracies=(0.8,))) == 0
+
+
+def test_a_run_that_diverged_counts_as_a_collapse():
+    record = diverged("l2", 0)
+    assert one_run.final_accuracy(record) == pytest.approx(9.8)
+    assert one_run.largest_drop(record) == one_run.spread(record) == one_run.COLLAPSE == 90
