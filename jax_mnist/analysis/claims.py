@@ -124,8 +124,8 @@ def _errors_between(variants: Variants) -> dict[tuple[int, int], list[float]]:
 
 def _judged(claim: str, measure: str, unit: str, effects: Mapping[str, Estimate]) -> Verdict:
     if not effects:
-        return Verdict(claim, measure, unit, "", None, "not in this study")
+        return Verdict(claim, measure, unit, rival="", effect=None, verdict="not in this study")
     found = verdict(list(effects.values()))
     decisive = [n for n, d in effects.items() if found != "contradicted" or d.p < LEVEL]
     rival = min(decisive, key=lambda name: effects[name].mean)
-    return Verdict(claim, measure, unit, rival, effects[rival], found)
+    return Verdict(claim, measure, unit, rival=rival, effect=effects[rival], verdict=found)

@@ -188,8 +188,8 @@ def _check_fields(record: object) -> None:
             f"it has schema {schema!s:.9}, this version of jax_mnist reads schema {SCHEMA}: "
             "install the version that wrote it, or train again"
         )
-    _typed(record, dict, "config", "metrics", "predictions", "mistakes", "packages", "device")
-    _typed(record, dict, "normalization")
+    _typed(record, dict, "config", "metrics", "normalization")
+    _typed(record, dict, "predictions", "mistakes", "packages", "device")
     _typed(record, int, "seed", "parameters")
     _typed(record, str, "name", "variables_sha256")
     _typed(record, list, "label_names")

@@ -86,7 +86,14 @@ def _train_step(
         _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
     schedule = optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
     metrics = StepMetrics(loss, accuracy, schedule(state.step))
-    return TrainState(state.step + 1, state.key, params, batch_stats, opt_state, average), metrics
+    after = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        average=average,
+    )
+    return after, metrics
 
 
 def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array) -> Array:

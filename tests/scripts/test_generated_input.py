@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jax_mnist import config
@@ -90,6 +90,7 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough, monkeypat
 
     @settings(max_examples=500 if thorough else 12, deadline=None, derandomize=True, database=None)
     @given(CONFIGS)
+    @example({"l2": -1.0})
     def check(fields):
         trained.append(train_or_refuse(fields))
         if len(trained) % 20 == 0:
