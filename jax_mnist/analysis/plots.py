@@ -191,8 +191,7 @@ def _unique(names: list[str], separator: str) -> list[str]:
 def _title(record: Record, shown: int = 0) -> str:
     number = errors(record)
     which = f"{number:,}" if number else "no"
-    if 0 < shown < number:
-        which = f"the {shown} surest of {which}"
+    which = f"the {shown} surest of {which}" if 0 < shown < number else which
     mistakes = "mistakes" if number > 1 else "mistake"
     images = len(record["predictions"]["label"])
     return f"{shorten(record['name'], 24)}: {which} {mistakes} on {images:,} images"

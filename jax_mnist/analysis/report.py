@@ -10,15 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from jax_mnist.analysis import claims, drawing, mistakes, page, plots, run, statistics, study_plots
-from jax_mnist.analysis.markdown_text import (
-    code,
-    escape,
-    integers,
-    interval,
-    p_value,
-    signed,
-    table,
-)
+from jax_mnist.analysis.markup import code, escape, integers, interval, p_value, signed, table
 from jax_mnist.config import NO_EFFECT
 from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs import history
@@ -64,16 +56,20 @@ def write(records: Sequence[Record], folder: PathLike, command: str = "") -> Non
       ValueError: Every run diverged, or the records cannot be compared (`statistics.by_variant`).
       OSError: A file could not be written. An earlier file of that name is unchanged.
     """
-    folder, markdown = Path(folder), text(records, command)
-    for name, figure in _figures(_Study(records, command)).items():
+    folder, study = Path(folder), _Study(records, command)
+    for name, figure in _figures(study).items():
         plots.save(figure, folder / name)
+    markdown = _text(study)
     write_atomically(folder / "report.md", markdown.encode())
     write_atomically(folder / "report.html", page.self_contained(markdown, folder).encode())
 
 
 def text(records: Sequence[Record], command: str = "") -> str:
     """Returns the report as Markdown; arguments and errors are those of `write`."""
-    study = _Study(records, command)
+    return _text(_Study(records, command))
+
+
+def _text(study: _Study) -> str:
     return "\n\n".join(block for section in _SECTIONS for block in section(study)) + "\n"
 
 
