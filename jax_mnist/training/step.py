@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.cnn import CNN
+from jax_mnist.nn.operations import PLAIN
 from jax_mnist.nn.xla import COMPILER_OPTIONS, separate
 from jax_mnist.training import augment, optim
 from jax_mnist.training import mesh as devices
@@ -111,7 +112,7 @@ def _optimizer(recipe: Recipe, hyper: Hyperparameters) -> optax.GradientTransfor
 def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
     """The state before the first step; everything random in the run follows from `seed`."""
     init_key, key = jax.random.split(jax.random.key(seed))
-    network = recipe.model.clone(batch_last=False)  # quicker to trace, and the same parameters
+    network = recipe.model.clone(operations=PLAIN)  # quicker to trace, and the same parameters
     variables = network.init(init_key, jnp.zeros((1, 28, 28, 1)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
