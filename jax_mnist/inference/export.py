@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, export
 
 from jax_mnist.nn.cnn import CNN
+from jax_mnist.nn.operations import PLAIN
 from jax_mnist.training import augment
 
 PLATFORMS = ("cpu", "cuda")
@@ -30,7 +31,7 @@ def serialize(
     Returns:
       Bytes for `jax.export.deserialize`; the function runs on each of `PLATFORMS`.
     """
-    plain = model.clone(batch_last=False)  # the order of axes that every platform knows
+    plain = model.clone(operations=PLAIN)  # the order of axes that every platform knows
 
     @jax.jit
     def probabilities(images: Array) -> Array:

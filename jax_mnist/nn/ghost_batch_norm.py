@@ -1,47 +1,193 @@
-"""Ghost batch normalisation, a drop-in for `flax.linen.BatchNorm`."""
+"""Ghost batch normalisation: pure functions, and a `flax.linen` layer that holds their variables.
+
+This file needs only JAX and Flax: copy it into your own project if you like. The mathematics is in
+`ghost_batch_norm` and `update_running_statistics`, which work without Flax's modules too.
+"""
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jax import Array, lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_mnist.nn.xla import separate
+
+class Statistics(NamedTuple):
+    """Statistics of ghost batches, each an array `[ghost batches, *features]`.
+
+    Attributes:
+      mean: The mean of each ghost batch.
+      var: The biased variance of each ghost batch.
+      entries: The number of entries behind them (those that the mask keeps), float32.
+    """
+
+    mean: Array
+    var: Array
+    entries: Array
+
+
+def ghost_batch_norm(
+    x: ArrayLike,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    ghost_batch_size: int,
+    axis: int | Sequence[int] = -1,
+    batch_axis: int = 0,
+    epsilon: float = 1e-5,
+    mask: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    use_fast_variance: bool = True,
+    force_float32_reductions: bool = True,
+) -> tuple[Array, Statistics]:
+    """Normalises each ghost batch of `x` with its own mean and biased variance.
+
+    The batch is cut, in order, into ghost batches of `ghost_batch_size` examples; if that does not
+    divide the batch, the last ghost batch is the smaller remainder. In each, with its mean `mu` and
+    variance `v`, every entry becomes `(x - mu) / sqrt(v + epsilon) * scale + bias`.
+
+    Args:
+      x: The input, `[batch, ..., features]`, or with its axes as `batch_axis` and `axis` say.
+      scale: `[*features]`, or None for 1.
+      bias: `[*features]`, or None for 0.
+      ghost_batch_size: Examples in a ghost batch, at least 1. If there are no more examples than
+        this, the result is exactly that of `flax.linen.BatchNorm`.
+      axis: The feature axis, or axes. The statistics are taken over all others.
+      batch_axis: The axis that is cut.
+      epsilon: Added to the variance before the square root.
+      mask: Boolean, broadcastable to `x`: which entries count in the statistics. All entries are
+        normalised.
+      dtype: The dtype of the result; by default inferred from `x`, `scale` and `bias`.
+      use_fast_variance: Compute the variance as `E[x²] - E[x]²`, in one pass over the input,
+        instead of as `E[(x - E[x])²]`, in two passes, which is more accurate.
+      force_float32_reductions: Compute the statistics in at least float32.
+
+    Returns:
+      The normalised array, of the shape of `x`, and the statistics of the ghost batches.
+
+    Raises:
+      ValueError: `ghost_batch_size` is less than 1, `x` has fewer than two dimensions, or `axis` or
+        `batch_axis` is not an axis of `x`, or both name the same one.
+    """
+    _check_size(ghost_batch_size)
+    x = jnp.asarray(x)
+    batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
+    inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
+    single = ghost_batch_size >= x.shape[batch_axis]
+
+    # If there are several ghost batches, take the moments of each example first: what is then left
+    # to cut into ghost batches is small, and the input itself is never cut or copied.
+    moments_dtype = jnp.result_type(x) if dtype is None else jnp.dtype(dtype)
+    if force_float32_reductions:
+        moments_dtype = jnp.promote_types(moments_dtype, jnp.float32)
+    moments: Sequence[Array] = _moments(
+        x.astype(moments_dtype),
+        None if mask is None else jnp.broadcast_to(jnp.asarray(mask, bool), x.shape),
+        (*inner_axes, batch_axis) if single else inner_axes,
+        use_fast_variance,
+    )
+    moments = [m.squeeze(inner_axes) for m in moments]
+    position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `moments`
+    if single:
+        mean, var, count = _merge(moments, position, use_fast_variance)
+        y = _normalize(x, (mean, var), scale, bias, axis=feature_axes, epsilon=epsilon, dtype=dtype)
+        return y, Statistics(mean[None], var[None], count[None])
+
+    # On a CPU, XLA would repeat this computation inside everything that reads its result, which
+    # makes a training step take 1.2 times as long.
+    metadata = {"inlineable": "false"} if jax.default_backend() == "cpu" else {}
+    with set_xla_metadata(**metadata):
+        statistics, affine_maps = _cut(
+            moments,
+            scale,
+            bias,
+            size=ghost_batch_size,
+            axis=position,
+            epsilon=epsilon,
+            use_fast_variance=use_fast_variance,
+        )
+    centre, multiplier, offset = jax.tree.map(lambda a: jnp.expand_dims(a, inner_axes), affine_maps)
+    y = (x if centre is None else x - centre) * multiplier + offset
+    return y.astype(canonicalize_dtype(x, scale, bias, dtype=dtype)), statistics
+
+
+def update_running_statistics(
+    running: tuple[Array, Array],
+    ghosts: Statistics,
+    *,
+    momentum: float,
+    stats_update: Literal["mean", "sequential"] = "mean",
+    axis_name: str | None = None,
+    axis_index_groups: Any = None,
+) -> tuple[Array, Array]:
+    """The running mean and variance after a training step.
+
+    With `s_1 … s_k` the statistics of the ghost batches, `n_1 … n_k` their numbers of entries and
+    `m` the momentum, a running statistic `r` is updated by one of two rules:
+
+    - `"mean"`: `r <- m r + (1 - m) sum_i n_i s_i / sum_i n_i`. One update a step, however many
+      ghost batches there are, each weighted by its size.
+    - `"sequential"`: `r <- m r + (1 - m) s_i` for `i = 1 … k` in order, as in Algorithm 1 of the
+      paper, computed as `m^k r + (1 - m) sum_i m^(k-i) s_i`. The momentum acts once per ghost
+      batch, so the more ghost batches there are, the faster the past is forgotten.
+
+    A ghost batch without entries (all of it is masked) changes nothing under either rule.
+
+    Args:
+      running: Running mean and variance, each `[*features]`.
+      ghosts: What `ghost_batch_norm` returns.
+      momentum: The decay `m`, in [0, 1].
+      stats_update: The rule.
+      axis_name: The mapped axis (of `jax.shard_map`, `jax.pmap` or `jax.vmap`) to average over.
+      axis_index_groups: Groups of indices of that axis to average within; by default all.
+
+    Returns:
+      The updated running mean and variance, in the dtypes of `running`.
+
+    Raises:
+      ValueError: `stats_update` is neither of the two rules.
+    """
+    _check_rule(stats_update)
+    psum = pmean = lambda tree: tree
+    if axis_name is not None:
+        groups = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+        psum, pmean = (functools.partial(f, **groups) for f in (lax.psum, lax.pmean))
+    count = ghosts.entries
+    if stats_update == "mean":
+        total = psum(count.sum(0))
+        weight = (1 - momentum) * count / jnp.maximum(total, 1)
+        decay = jnp.where(total > 0, momentum, 1)
+        added = psum([(weight * s).sum(0) for s in (ghosts.mean, ghosts.var)])
+        new = [decay * r + a for r, a in zip(running, added, strict=True)]
+    else:
+        seen = (count > 0).astype(count.dtype)
+        later = seen.sum(0) - jnp.cumsum(seen, 0)  # ghost batches that come after each
+        weight = (1 - momentum) * seen * momentum**later
+        decay = momentum ** seen.sum(0)
+        added = [(weight * s).sum(0) for s in (ghosts.mean, ghosts.var)]
+        new = pmean([decay * r + a for r, a in zip(running, added, strict=True)])
+    mean, var = (n.astype(r.dtype) for n, r in zip(new, running, strict=True))
+    return mean, var
 
 
 class GhostBatchNorm(nn.Module):
-    """Batch normalisation over small "ghost" batches cut from the batch.
+    """Batch normalisation over small "ghost" batches, a drop-in for `flax.linen.BatchNorm`.
 
-    In training the batch is cut, along its first axis (or `batch_axis`), into ghost batches of
-    `ghost_batch_size` examples, in order; where the size does not divide the batch, the last ghost
-    batch is the shorter remainder. Each is normalised with its own mean and (biased) variance.
-    Inference uses the running statistics, never cuts, and takes any batch size.
+    In training, each ghost batch is normalised with its own statistics, see `ghost_batch_norm`.
+    Inference uses the running statistics, cuts nothing, and takes a batch of any size.
 
-    Constructor arguments, parameters (`scale`, `bias`), the `batch_stats` collection (`mean`,
-    `var`) and the behaviour of `mask` and `dtype` are those of `flax.linen.BatchNorm`: one can
-    replace the other, and a checkpoint of one loads into the other. A batch of at most
-    `ghost_batch_size` examples gives exactly what `flax.linen.BatchNorm` gives.
+    Parameters (`scale`, `bias`), the collection `batch_stats` (`mean`, `var`) and the constructor's
+    arguments are those of `flax.linen.BatchNorm`: one can replace the other, and a checkpoint of
+    one loads into the other. Only `ghost_batch_size`, `stats_update` and `batch_axis` are new.
 
     Hoffer, Hubara and Soudry, "Train longer, generalize better" (arXiv:1705.08741), Algorithm 1;
     as a regulariser in Summers and Dinneen, "Four things everyone should know to improve batch
     normalization" (arXiv:1906.03548).
-
-    With `s_1 … s_k` the statistics of the ghost batches, `n_1 … n_k` their sizes (the number of
-    entries that `mask` keeps) and `m` the momentum, a training step updates a running statistic
-    `r` by one of two rules:
-
-    - `'mean'`: `r <- m r + (1 - m) sum_i n_i s_i / sum_i n_i`. One update a step, however many
-      ghost batches there are, each weighted by its size.
-    - `'sequential'`: `r <- m r + (1 - m) s_i` for `i = 1 … k` in order (Algorithm 1), computed as
-      `m^k r + (1 - m) sum_i m^(k-i) s_i`. The momentum acts once per ghost batch, so the running
-      statistics forget faster the more ghost batches there are.
-
-    A ghost batch of which `mask` keeps nothing (padding) counts in neither rule.
 
     Example::
 
@@ -56,28 +202,26 @@ class GhostBatchNorm(nn.Module):
         (Array(0., dtype=float32), Array(1., dtype=float32))
 
     Attributes:
-      use_running_average: whether to normalise with the running statistics (inference) instead of
-        the ghost batches' own (training). Given here or in the call, not in both.
-      ghost_batch_size: examples in a ghost batch, at least 1.
-      stats_update: how a training step updates the running statistics, `'mean'` or
-        `'sequential'`.
-      axis: the feature axis (or axes) of the input; not `batch_axis`.
-      momentum: decay of the running statistics, `m` above.
-      epsilon: added to the variance before its square root is taken.
-      dtype: dtype of the result (default: inferred from the input and the parameters).
-      param_dtype: dtype of the parameters.
-      use_bias: whether a learned bias (beta) is added.
-      use_scale: whether the result is multiplied by a learned scale (gamma).
-      bias_init: initialiser of the bias.
-      scale_init: initialiser of the scale.
-      axis_name: name of the mapped axis (`jax.pmap`, `jax.shard_map`, `jax.vmap`) over which the
-        batch is spread. Ghost batches stay on their device: the normalisation needs no
-        communication, only the updates of the running statistics are averaged.
-      axis_index_groups: groups of indices of that axis to average within (default: all).
-      use_fast_variance: compute the variance as `E[x²] - E[x]²` in one pass over the input, rather
-        than as `E[(x - E[x])²]` in two, which is more accurate.
-      force_float32_reductions: compute and keep the statistics in at least float32.
-      batch_axis: the axis of the input that is the batch.
+      use_running_average: Whether to normalise with the running statistics (inference) or with the
+        ghost batches' own (training). Given here or in the call, not in both.
+      ghost_batch_size: Examples in a ghost batch, at least 1.
+      stats_update: `"mean"` or `"sequential"`, see `update_running_statistics`.
+      axis: The feature axis, or axes.
+      momentum: The decay of the running statistics.
+      epsilon: Added to the variance before the square root.
+      dtype: The dtype of the result; by default inferred from the input and the parameters.
+      param_dtype: The dtype of the parameters.
+      use_bias: Whether a learned bias is added.
+      use_scale: Whether the result is multiplied by a learned scale.
+      bias_init: The initialiser of the bias.
+      scale_init: The initialiser of the scale.
+      axis_name: The mapped axis over which the batch is spread, if it is. Ghost batches stay on
+        their device: normalising needs no communication, and only the updates of the running
+        statistics are averaged.
+      axis_index_groups: Groups of indices of that axis to average within; by default all.
+      use_fast_variance: See `ghost_batch_norm`.
+      force_float32_reductions: Compute and keep the statistics in at least float32.
+      batch_axis: The axis that is cut into ghost batches.
     """
 
     use_running_average: bool | None = None
@@ -111,229 +255,190 @@ class GhostBatchNorm(nn.Module):
         As in `flax.linen.BatchNorm`, initialisation leaves the running statistics at 0 and 1.
 
         Args:
-          x: the input, `[batch, ..., features]`, or batch and features where `batch_axis` and
-            `axis` say.
-          use_running_average: see the attribute of this name.
-          mask: boolean, broadcastable to `x`: which entries the statistics are computed from. All
-            entries are normalised.
+          x: See `ghost_batch_norm`.
+          use_running_average: See the attribute of this name.
+          mask: See `ghost_batch_norm`. Without effect in inference.
 
         Returns:
           An array of the shape of `x`.
 
         Raises:
-          ValueError: `x` has fewer than two dimensions, `axis` names the batch's axis,
-            `ghost_batch_size` is less than 1, or `stats_update` is neither of the two rules.
+          ValueError: See `ghost_batch_norm` and `update_running_statistics`; or
+            `use_running_average` is given twice or not at all.
         """
+        _check_size(self.ghost_batch_size)
+        _check_rule(self.stats_update)
         x = jnp.asarray(x)
-        if self.ghost_batch_size < 1:
-            raise ValueError(f"ghost_batch_size must be at least 1, got {self.ghost_batch_size}")
-        if self.stats_update not in ("mean", "sequential"):
-            raise ValueError(
-                f"stats_update must be 'mean' or 'sequential', got {self.stats_update!r}"
-            )
-        axis = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
-        batch_axis, *feature_axes = (
-            a % x.ndim if -x.ndim <= a < x.ndim else a for a in (self.batch_axis, *axis)
-        )
-        feature_axes.sort()
-        axes = [batch_axis, *feature_axes]
-        if x.ndim < 2 or len(set(axes)) < len(axes) or not all(0 <= a < x.ndim for a in axes):
-            raise ValueError(
-                "GhostBatchNorm needs an input of at least two dimensions and a feature axis other "
-                f"than the batch's; got shape {x.shape}, axis={self.axis} and "
-                f"batch_axis={self.batch_axis}"
-            )
-        use_running_average = nn.merge_param(
+        _, feature_axes = _axes(x.shape, self.axis, self.batch_axis)
+        inference = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        reduction_axes = tuple(i for i in range(x.ndim) if i not in feature_axes)
         features = [x.shape[a] for a in feature_axes]
         stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, stats_dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, features, stats_dtype)
-        scale = (
-            self.param("scale", self.scale_init, features, self.param_dtype)
-            if self.use_scale
-            else None
-        )
-        bias = (
-            self.param("bias", self.bias_init, features, self.param_dtype)
-            if self.use_bias
-            else None
-        )
-        gamma, beta = (
-            p if p is None else jnp.expand_dims(p, reduction_axes) for p in (scale, bias)
-        )
-        parameters = [p for p in (scale, bias) if p is not None]
-        result_dtype = canonicalize_dtype(x, *parameters, dtype=self.dtype)
-        if use_running_average:
-            mean, var = (
-                jnp.expand_dims(r.value, reduction_axes) for r in (running_mean, running_var)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, features, stats_dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, features, stats_dtype)
+        scale = bias = None
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, features, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, features, self.param_dtype)
+        running, epsilon, dtype = (mean.value, var.value), self.epsilon, self.dtype
+        if inference:
+            return _normalize(
+                x, running, scale, bias, axis=feature_axes, epsilon=epsilon, dtype=dtype
             )
-            return _normalize(x, mean, var, gamma, beta, self.epsilon).astype(result_dtype)
-
-        batch = x.shape[batch_axis]
-        one = self.ghost_batch_size >= batch
-        # Of several ghost batches, the moments of each example first: they leave little to cut.
-        moments = _moments(
+        y, statistics = ghost_batch_norm(
             x,
-            None if mask is None else jnp.broadcast_to(jnp.asarray(mask, bool), x.shape),
-            tuple(a for a in reduction_axes if one or a != batch_axis),
-            self.dtype,
-            self.use_fast_variance,
-            self.force_float32_reductions,
+            scale,
+            bias,
+            ghost_batch_size=self.ghost_batch_size,
+            axis=self.axis,
+            batch_axis=self.batch_axis,
+            epsilon=epsilon,
+            mask=mask,
+            dtype=dtype,
+            use_fast_variance=self.use_fast_variance,
+            force_float32_reductions=self.force_float32_reductions,
         )
-        if one:
-            statistics = _merge(*moments, batch_axis, self.use_fast_variance)
-            y = _normalize(x, *statistics[:2], gamma, beta, self.epsilon)
-        else:
-            settings = (batch_axis, self.ghost_batch_size, self.epsilon, self.use_fast_variance)
-            statistics, (centre, multiplier, offset) = _ghosts(*moments, gamma, beta, *settings)
-            y = (x if centre is None else x - centre) * multiplier + offset
         if not self.is_initializing():
-            mean, var, count = (
-                jnp.moveaxis(s, batch_axis, 0).reshape(-1, *features) for s in statistics
+            mean.value, var.value = update_running_statistics(
+                running,
+                statistics,
+                momentum=self.momentum,
+                stats_update=self.stats_update,
+                axis_name=self.axis_name,
+                axis_index_groups=self.axis_index_groups,
             )
-            running_mean.value, running_var.value = self._updated_statistics(
-                (running_mean.value, running_var.value), (mean, var), count
-            )
-        return y.astype(result_dtype)
+        return y
 
-    def _updated_statistics(
-        self, running: tuple[Array, Array], ghosts: tuple[Array, Array], count: Array
-    ) -> tuple[Array, Array]:
-        """The running mean and variance after a step; `ghosts` and `count` lead with an axis k."""
-        if self.axis_name is None:
-            psum = pmean = lambda tree: tree
-        else:
-            groups = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
-            psum = functools.partial(lax.psum, **groups)
-            pmean = functools.partial(lax.pmean, **groups)
 
-        if self.stats_update == "mean":
-            total = psum(count.sum(0))
-            share = count / jnp.maximum(total, 1)
-            average = psum(tuple((share * s).sum(0) for s in ghosts))
-            new = tuple(
-                jnp.where(total > 0, self.momentum * r + (1 - self.momentum) * a, r)
-                for r, a in zip(running, average, strict=True)
-            )
-        else:
-            seen = (count > 0).astype(count.dtype)
-            later = seen.sum(0) - jnp.cumsum(seen, 0)  # ghost batches that come after each
-            weight = (1 - self.momentum) * seen * self.momentum**later
-            decay = self.momentum ** seen.sum(0)
-            new = pmean(
-                tuple(decay * r + (weight * s).sum(0) for r, s in zip(running, ghosts, strict=True))
-            )
-        return new[0].astype(running[0].dtype), new[1].astype(running[1].dtype)
+def _check_size(ghost_batch_size: int) -> None:
+    if ghost_batch_size < 1:
+        raise ValueError(f"ghost_batch_size must be at least 1, got {ghost_batch_size}")
+
+
+def _check_rule(stats_update: str) -> None:
+    if stats_update not in ("mean", "sequential"):
+        raise ValueError(f"stats_update must be 'mean' or 'sequential', got {stats_update!r}")
+
+
+def _axes(
+    shape: tuple[int, ...], axis: int | Sequence[int], batch_axis: int
+) -> tuple[int, tuple[int, ...]]:
+    """The batch's axis and the features' axes, counted from 0, the latter in order."""
+    ndim = len(shape)
+    given = (batch_axis, *((axis,) if isinstance(axis, int) else axis))
+    first, *features = (a % ndim if -ndim <= a < ndim else ndim for a in given)
+    if ndim < 2 or len({first, *features}) < len(given) or ndim in (first, *features):
+        raise ValueError(
+            "GhostBatchNorm needs an input of at least two dimensions and a feature axis other "
+            f"than the batch's; got shape {shape}, axis={axis} and batch_axis={batch_axis}"
+        )
+    return first, tuple(sorted(features))
 
 
 def _moments(
-    x: Array,
-    mask: Array | None,
-    axes: tuple[int, ...],
-    dtype: DTypeLike | None,
-    use_fast_variance: bool,
-    force_float32: bool,
+    x: Array, mask: Array | None, axes: tuple[int, ...], use_fast_variance: bool
 ) -> tuple[Array, Array, Array]:
-    """Over `axes`, which keep size 1: number of entries, mean, and mean square or variance.
+    """Number of entries, mean, and mean square or variance, over `axes`, which keep size 1.
 
-    With the fast variance it is the mean square. Computed as `flax.linen.BatchNorm` does.
+    It is the mean square for the fast variance. Computed as `flax.linen.BatchNorm` does.
     """
-    dtype = jnp.result_type(x) if dtype is None else dtype
-    x = x.astype(jnp.promote_types(dtype, jnp.float32) if force_float32 else dtype)
-    # Where nothing is kept, any finite moments do: they count as zero entries.
+    # Where nothing is kept, any finite moments do, because they count as zero entries.
     kept = None if mask is None else mask | ~mask.any(axes, keepdims=True)
     mean = x.mean(axes, keepdims=True, where=kept)
-    centred = x if use_fast_variance else x - mean
-    second = _abs_sq(centred).mean(axes, keepdims=True, where=kept)
+    second = _abs_sq(x if use_fast_variance else x - mean).mean(axes, keepdims=True, where=kept)
     if mask is None:
-        count = jnp.full(mean.shape, x.size // mean.size, jnp.float32)
-    else:
-        count = mask.sum(axes, keepdims=True, dtype=jnp.float32)
-    return count, mean, second
+        return jnp.full(mean.shape, x.size // mean.size, jnp.float32), mean, second
+    return mask.sum(axes, keepdims=True, dtype=jnp.float32), mean, second
 
 
 def _merge(
-    count: Array, mean: Array, second: Array, axis: int, use_fast_variance: bool
+    moments: Sequence[Array], axis: int, use_fast_variance: bool
 ) -> tuple[Array, Array, Array]:
-    """Mean, biased variance and number of entries of one ghost batch, from what `_moments` gives.
-
-    Along `axis` there are the moments of its parts; it keeps size 1.
-    """
-    if count.shape[axis] > 1:
-        total = count.sum(axis, keepdims=True)
-        weight = jnp.where(total > 0, count, 1)
-        weight = (weight / weight.sum(axis, keepdims=True)).astype(second.dtype)
-        parts_mean, count = mean, total
-        mean = (weight * mean).sum(axis, keepdims=True)
-        if not use_fast_variance:  # of the parts' means around the common one
-            second += _abs_sq(parts_mean - mean)
-        second = (weight * second).sum(axis, keepdims=True)
-    var = jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second
-    return mean, var, count
+    """Mean, biased variance and count of one ghost batch, whose parts' moments lie along `axis`."""
+    count, mean, second = moments
+    total = count.sum(axis, keepdims=True)
+    weight = jnp.where(total > 0, count, 1)
+    weight = (weight / weight.sum(axis, keepdims=True)).astype(second.dtype)
+    merged_mean = (weight * mean).sum(axis, keepdims=True)
+    if use_fast_variance:
+        square = (weight * second).sum(axis)
+        var = jnp.maximum(0, square - _abs_sq(merged_mean.squeeze(axis)))
+    else:
+        var = (weight * (second + _abs_sq(mean - merged_mean))).sum(axis)
+    return merged_mean.squeeze(axis), var, total.squeeze(axis)
 
 
-@functools.partial(separate, static_argnums=(5, 6, 7, 8))
-def _ghosts(
-    count: Array,
-    mean: Array,
-    second: Array,
+@functools.partial(jax.jit, static_argnames=("size", "axis", "epsilon", "use_fast_variance"))
+def _cut(
+    moments: Sequence[Array],
     scale: Array | None,
     bias: Array | None,
-    axis: int,
+    *,
     size: int,
+    axis: int,
     epsilon: float,
     use_fast_variance: bool,
-) -> tuple[tuple[Array, ...], tuple[Array | None, Array, Array | float]]:
-    """Ghost batches cut along `axis` from the moments of examples.
+) -> tuple[Statistics, tuple[Array | None, Array, Array]]:
+    """Cuts examples into ghost batches, given their moments, with the examples along `axis`.
 
     Returns:
-      Mean, biased variance and number of entries of each ghost batch along `axis`; and for each
-      example `centre, multiplier, offset`, with which an entry becomes
-      `(x - centre) * multiplier + offset`. With the fast variance there is no centre, which makes
-      one product and one sum an entry of it, and of its gradient; it costs the digits that the fast
-      variance costs.
+      The statistics of the ghost batches, and for each example, again along `axis`, `centre,
+      multiplier, offset`, with which an entry becomes `(x - centre) * multiplier + offset`. With
+      the fast variance there is no centre, so that an entry and its gradient cost one product and
+      one sum; this costs the digits that the fast variance costs anyway.
     """
-    batch = count.shape[axis]
-    whole = batch // size * size
     merge = functools.partial(_merge, axis=axis, use_fast_variance=use_fast_variance)
-    ghosts, examples = [], []
-    for first, last in ((0, whole), (whole, batch)):
-        length = size if first == 0 else batch - whole  # of a ghost batch
-        if not length:
+    start, ghosts, examples = 0, [], []
+    batch = moments[0].shape[axis]
+    for number, length in ((batch // size, size), (1, batch % size)):
+        if length == 0:
             continue
         cut = [
-            lax.slice_in_dim(a, first, last, axis=axis).reshape(
-                *a.shape[:axis], -1, length, *a.shape[axis + 1 :]
+            lax.slice_in_dim(m, start, start + number * length, axis=axis).reshape(
+                *m.shape[:axis], number, length, *m.shape[axis + 1 :]
             )
-            for a in (count, mean, second)
+            for m in moments
         ]
-        statistics = jax.vmap(merge, in_axes=axis, out_axes=axis)(*cut)
-        ghosts.append([s.squeeze(axis + 1) for s in statistics])
+        ghosts.append(jax.vmap(merge, in_axes=axis, out_axes=axis)(cut))
         examples.append([jnp.repeat(s, length, axis) for s in ghosts[-1][:2]])
-    each_mean, each_var = (jnp.concatenate(s, axis) for s in zip(*examples, strict=True))
-    multiplier = lax.rsqrt(each_var + epsilon)
+        start += number * length
+    mean, var = (jnp.concatenate(s, axis) for s in zip(*examples, strict=True))
+    multiplier = lax.rsqrt(var + epsilon)
     if scale is not None:
-        multiplier *= scale
-    offset = 0.0 if bias is None else bias
-    ghosts_statistics = tuple(jnp.concatenate(s, axis) for s in zip(*ghosts, strict=True))
+        multiplier *= jnp.expand_dims(scale, axis)
+    offset = 0.0 if bias is None else jnp.expand_dims(bias, axis)
+    offset = jnp.broadcast_to(offset, mean.shape)
+    together = [jnp.concatenate(s, axis) for s in zip(*ghosts, strict=True)]
+    statistics = Statistics(*(jnp.moveaxis(s, axis, 0) for s in together))
     if use_fast_variance:
-        return ghosts_statistics, (None, multiplier, offset - each_mean * multiplier)
-    return ghosts_statistics, (each_mean, multiplier, offset)
+        return statistics, (None, multiplier, offset - mean * multiplier)
+    return statistics, (mean, multiplier, offset)
+
+
+def _normalize(
+    x: Array,
+    statistics: tuple[Array, Array],
+    scale: Array | None,
+    bias: Array | None,
+    *,
+    axis: tuple[int, ...],
+    epsilon: float,
+    dtype: DTypeLike | None,
+) -> Array:
+    """Normalises with one mean and variance, `[*features]`, exactly as `flax.linen.BatchNorm`."""
+    others = tuple(a for a in range(x.ndim) if a not in axis)
+    expand = functools.partial(jnp.expand_dims, axis=others)
+    mean, var = map(expand, statistics)
+    multiplier = lax.rsqrt(var + epsilon)
+    if scale is not None:
+        multiplier *= expand(scale)
+    y = (x - mean) * multiplier
+    if bias is not None:
+        y += expand(bias)
+    return y.astype(canonicalize_dtype(x, scale, bias, dtype=dtype))
 
 
 def _abs_sq(x: Array) -> Array:
     return (x * jnp.conj(x)).real
-
-
-def _normalize(
-    x: Array, mean: Array, var: Array, scale: Array | None, bias: Array | None, epsilon: float
-) -> Array:
-    """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the order of operations of Flax."""
-    multiplier = lax.rsqrt(var + epsilon)
-    if scale is not None:
-        multiplier *= scale
-    y = (x - mean) * multiplier
-    return y if bias is None else y + bias

@@ -2,24 +2,21 @@
 
 from typing import Any, Literal
 
-import jax
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jax_mnist.nn import ghost_batch_norm as normalization
+from jax_mnist.nn.ghost_batch_norm import ghost_batch_norm, update_running_statistics
 
 
 class GhostBatchNorm(nnx.BatchNorm):
-    """Batch normalisation over small "ghost" batches cut from the batch.
+    """Batch normalisation over small "ghost" batches.
 
-    It is an `nnx.BatchNorm` of the same variables: `scale` and `bias` are `nnx.Param`, `mean` and
-    `var` are `nnx.BatchStat`. It is switched by `model.train()`, `model.eval()`, `nnx.view` or
-    `use_running_average`. In training it computes what `normalization.GhostBatchNorm` computes,
-    whose docstring says it in full; in inference it is `nnx.BatchNorm`, at any batch size.
-
-    `nnx.bridge.ToNNX(normalization.GhostBatchNorm(...))` works too, but needs an example input to
-    be initialised and `mutable=["batch_stats"]` in every call, and `eval()` does not reach it.
+    It is an `nnx.BatchNorm` with the same variables: `scale` and `bias` are `nnx.Param`, `mean` and
+    `var` are `nnx.BatchStat`. `model.train()`, `model.eval()`, `nnx.view` and `use_running_average`
+    switch between training and inference. In training it computes what
+    `ghost_batch_norm.ghost_batch_norm` does; in inference it is `nnx.BatchNorm`, and takes a batch
+    of any size.
 
     Example::
 
@@ -46,11 +43,11 @@ class GhostBatchNorm(nnx.BatchNorm):
         """Makes the variables.
 
         Args:
-          num_features: size of the feature axis.
-          ghost_batch_size: examples in a ghost batch, at least 1; the first axis is cut.
-          stats_update: how a training step updates the running statistics, see
-            `normalization.GhostBatchNorm`.
-          **arguments: those of `nnx.BatchNorm`, `rngs` among them. With `axis_name` ghost batches
+          num_features: Size of the feature axis.
+          ghost_batch_size: Examples in a ghost batch, at least 1. The first axis is cut.
+          stats_update: How a training step updates the running statistics, `"mean"` or
+            `"sequential"`, see `ghost_batch_norm.update_running_statistics`.
+          **arguments: Those of `nnx.BatchNorm`, including `rngs`. With `axis_name`, ghost batches
             stay on their device, and only the updates of the running statistics are averaged.
         """
         super().__init__(num_features, **arguments)
@@ -67,45 +64,43 @@ class GhostBatchNorm(nnx.BatchNorm):
         """Normalises `x`; in training also updates `mean` and `var`.
 
         Args:
-          x: the input, `[batch, ..., features]`, or with the features where `axis` says.
-          use_running_average: if given, goes before the attribute.
-          mask: boolean, broadcastable to `x`: which entries the statistics are computed from.
+          x: The input, `[batch, ..., features]`, or with the features where `axis` says.
+          use_running_average: Whether to normalise with the running statistics (inference). Takes
+            precedence over the attribute of this name.
+          mask: Boolean, broadcastable to `x`: which entries count in the statistics.
 
         Returns:
           An array of the shape of `x`.
 
         Raises:
-          ValueError: see `normalization.GhostBatchNorm`; or the mode is given nowhere.
+          ValueError: See `ghost_batch_norm.ghost_batch_norm` and `update_running_statistics`; or
+            `use_running_average` is given nowhere.
         """
         inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is None or inference:
             return super().__call__(x, inference)
+        running = self.mean[...], self.var[...]
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        x, _, _, scale, bias = self.promote_dtype(
-            (x, self.mean[...], self.var[...], scale, bias), dtype=self.dtype
-        )
-        pure = normalization.GhostBatchNorm(
-            use_running_average=False,
+        x, _, _, scale, bias = self.promote_dtype((x, *running, scale, bias), dtype=self.dtype)
+        y, statistics = ghost_batch_norm(
+            x,
+            scale,
+            bias,
             ghost_batch_size=self.ghost_batch_size,
-            stats_update=self.stats_update,
             axis=self.axis,
-            momentum=self.momentum,
             epsilon=self.epsilon,
+            mask=mask,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            use_bias=self.use_bias,
-            use_scale=self.use_scale,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
         )
-        parameters = {"scale": scale, "bias": bias}
-        variables = {
-            "params": {name: value for name, value in parameters.items() if value is not None},
-            "batch_stats": {"mean": self.mean[...], "var": self.var[...]},
-        }
-        y, updates = pure.apply(variables, x, mask=mask, mutable=["batch_stats"])
-        # As in nnx.BatchNorm: a variable that outlives the step must not keep its gradient's.
-        updated = jax.lax.stop_gradient(updates["batch_stats"])
-        self.mean[...], self.var[...] = updated["mean"], updated["var"]
+        updated = update_running_statistics(
+            running,
+            statistics,
+            momentum=self.momentum,
+            stats_update=self.stats_update,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        # As in nnx.BatchNorm: a variable outlives the step, so it must not carry its gradient.
+        self.mean[...], self.var[...] = lax.stop_gradient(updated)
         return y

@@ -1,4 +1,4 @@
-"""How computations are compiled by XLA."""
+"""How XLA compiles the programs of this package."""
 
 import functools
 from collections.abc import Callable
@@ -7,15 +7,22 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-# By default XLA uses half of an AVX-512 register: a training step took 1.25 times as long.
-# Processors with shorter registers, and GPUs, are not affected.
+# By default XLA uses half of an AVX-512 register, with which a training step takes 1.25 times as
+# long. Processors with shorter registers, and GPUs, are not affected.
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 
 def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """`jax.jit(function)` whose computation XLA does not merge with what surrounds it on a CPU.
+    """`jax.jit(function)`, which XLA on a CPU does not merge with the computations around it.
 
-    Otherwise XLA may repeat an expensive computation inside everything that reads its result.
+    If it does, it may repeat an expensive computation inside everything that reads its result.
+
+    Args:
+      function: A pure function.
+      **jit_options: Options of `jax.jit`.
+
+    Returns:
+      The compiled function, which takes positional arguments only.
     """
     compiled = jax.jit(function, **jit_options)
 

@@ -3,32 +3,39 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jax_mnist.nn import cnn
+from jax_mnist.nn.cnn import CNN, batch_norm
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
 from jax_mnist.training.mesh import DATA, size
 from jax_mnist.training.state import Hyperparameters, Recipe
 
 
-def make_model(config: ConfigDict, axis_name: str | None = None) -> cnn.CNN:
-    """The network that a config describes; `axis_name` is that of its norms."""
-    norm: Callable[..., nn.Module] = functools.partial(
-        nn.BatchNorm, momentum=config.norm_momentum, axis_name=axis_name
-    )
-    if config.norm == "ghost":
-        norm = functools.partial(
-            GhostBatchNorm,
-            ghost_batch_size=config.ghost_batch_size,
-            stats_update=config.stats_update,
-            momentum=config.norm_momentum,
-            axis_name=axis_name,
-        )
-    return cnn.CNN(norm=norm)
+def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
+    """The network that a config describes.
+
+    Args:
+      config: The config.
+      axis_name: The mapped axis over which the batch is spread, if it is.
+
+    Returns:
+      The network. Equal configs give equal networks, so that they share compiled programs.
+    """
+    common = {"momentum": config.norm_momentum, "axis_name": axis_name}
+    if config.norm == "batch":
+        return _make_model(batch_norm, **common)
+    ghosts = {"ghost_batch_size": config.ghost_batch_size, "stats_update": config.stats_update}
+    return _make_model(GhostBatchNorm, **ghosts, **common)
+
+
+@functools.cache  # because a `functools.partial` is equal to itself only
+def _make_model(norm: Callable[..., nn.Module], **arguments: Any) -> CNN:
+    return CNN(norm=functools.partial(norm, **arguments))
 
 
 def make_recipe(

@@ -1,0 +1,68 @@
+"""The operations that a network computes with, and the order of the axes that they work on."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jax_mnist.nn import batch_last
+
+
+class Operations(NamedTuple):
+    """Operations on activations in one order of axes. Results do not depend on the order.
+
+    Attributes:
+      batch_axis: The axis of the activations that is the batch.
+      feature_axis: The axis of the activations that is the channels.
+      from_images: Turns images, `[batch, height, width, channels]`, into activations.
+      convolve: Convolves activations with a kernel `[rows, columns, channels, features]`, with
+        stride 1 and without padding.
+      max_pool: The maximum over windows of 2x2, with stride 2.
+      average_pool: The mean over height and width, which keep size 1.
+      to_logits: Turns activations of height and width 1 into `[batch, features]`.
+    """
+
+    batch_axis: int
+    feature_axis: int
+    from_images: Callable[[Array], Array]
+    convolve: Callable[[Array, Array], Array]
+    max_pool: Callable[[Array], Array]
+    average_pool: Callable[[Array], Array]
+    to_logits: Callable[[Array], Array]
+
+
+# The usual order, `[batch, height, width, channels]`: works everywhere, and is fast on a GPU.
+PLAIN = Operations(
+    batch_axis=0,
+    feature_axis=3,
+    from_images=lambda images: images,
+    convolve=functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    max_pool=functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2)),
+    average_pool=functools.partial(jnp.mean, axis=(1, 2), keepdims=True),
+    to_logits=lambda x: x[:, 0, 0],
+)
+
+# `[height, channels, width, batch]`: fast on a CPU.
+BATCH_LAST = Operations(
+    batch_axis=3,
+    feature_axis=1,
+    from_images=lambda images: images.transpose(1, 3, 2, 0),
+    convolve=batch_last.convolve,
+    max_pool=batch_last.max_pool,
+    average_pool=functools.partial(jnp.mean, axis=(0, 2), keepdims=True),
+    to_logits=lambda x: x[0, :, 0].T,
+)
+
+
+def fastest() -> Operations:
+    """The operations that are fastest on JAX's default backend."""
+    return BATCH_LAST if jax.default_backend() == "cpu" else PLAIN
