@@ -20,7 +20,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -54,9 +53,9 @@ def convolve(x: Array, kernel: Array) -> Array:
 def _correlate(x: Array, kernel: Array) -> Array:
     rows, columns, channels, _ = kernel.shape
     loops = -(-channels * rows * columns // _MAX_TERMS)
-    bounds = np.linspace(0, channels, loops + 1).astype(int)
+    bounds = [loop * channels // loops for loop in range(loops + 1)]
     y = None
-    for first, last in itertools.pairwise(bounds.tolist()):
+    for first, last in itertools.pairwise(bounds):
         y = _add_channels(y, x, kernel, first, last)
     return y  # type: ignore[return-value]
 
@@ -93,9 +92,9 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
         dy_block = lax.dynamic_slice(dy, (h, 0, w, 0), dy_shape)
         return _add_positions(total, x_block, dy_block), None
 
-    corners = np.mgrid[0:height:block_height, 0:width:block_width].reshape(2, -1).T
+    corners = itertools.product(range(0, height, block_height), range(0, width, block_width))
     total = jnp.zeros((features, rows, channels, columns, batch), dy.dtype)
-    total, _ = lax.scan(add_block, total, jnp.asarray(corners, jnp.int32))
+    total, _ = lax.scan(add_block, total, jnp.array([*corners], jnp.int32))
     return total.sum(-1).transpose(1, 3, 2, 0)
 
 

@@ -1,5 +1,6 @@
 """One training step, and many in one program: `state, data -> state, metrics`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -86,7 +87,8 @@ def _train_step(
         _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
     schedule = optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
     metrics = StepMetrics(loss, accuracy, schedule(state.step))
-    after = state.replace(
+    after = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
