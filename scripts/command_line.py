@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from jax_mnist.config import ConfigError
+from jax_mnist.config import ConfigError, table
 from jax_mnist.data.datasets import DatasetError
 from jax_mnist.runs.history import HistoryError
 from jax_mnist.runs.processes import LostProcessError
@@ -62,4 +62,7 @@ def run(main):
         except (ConfigError, DatasetError, HistoryError, OSError) as error:
             fail(error)
 
+    if "config" in flags.FLAGS:
+        script = sys.modules["__main__"]
+        script.__doc__ = f"{script.__doc__}\nFields, as in --config.FIELD=VALUE:\n\n{table()}\n"
     app.run(call, flags_parser=parse)

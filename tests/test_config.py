@@ -128,6 +128,11 @@ def test_the_table_says_of_every_field_what_it_takes_and_means():
     assert rotation[1:3] == ["`7.0`", "at least 0 and at most 180 degrees"]
 
 
+def test_the_pages_show_the_table():
+    page = (CONFIGS.parent / "docs" / "configuration.md").read_text()
+    assert config_lib.table() in page
+
+
 def test_replicas_of_one_program_differ_only_in_fields_that_the_table_allows():
     fields = config_lib.program_fields(config_lib.base())
     own = {field.name for field in config_lib.FIELDS if field.per_replica}
