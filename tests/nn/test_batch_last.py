@@ -25,30 +25,40 @@ def check_convolution(height, width, channels, features, rows, columns, batch, s
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(height, channels, width, batch)).astype(np.float32)
     kernel = rng.normal(size=(rows, columns, channels, features)).astype(np.float32)
-    y, pull = jax.vjp(batch_last.convolve, x, kernel)
-    expected, expected_pull = jax.vjp(reference, x, kernel)
-    dy = rng.normal(size=y.shape).astype(np.float32)
-    for got, want in zip((y, *pull(dy)), (expected, *expected_pull(dy)), strict=True):
+    dy = rng.normal(size=(height - rows + 1, features, width - columns + 1, batch))
+
+    def results(convolve):
+        @jax.jit
+        def apply(x, kernel, dy):
+            y, pull = jax.vjp(convolve, x, kernel)
+            return y, *pull(dy)
+
+        return apply(x, kernel, dy.astype(np.float32))
+
+    expected = results(reference)
+    for got, want in zip(results(batch_last.convolve), expected, strict=True):
         assert got.shape == want.shape
         np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "features", "kernel"),
-    [(28, 1, 10, 3), (26, 10, 16, 3), (24, 16, 10, 1), (10, 10, 32, 1), (6, 14, 16, 3)],
+    ("size", "channels", "features", "kernel"), [(26, 10, 16, 3), (24, 16, 10, 1), (6, 14, 16, 3)]
 )
 def test_the_networks_convolutions(size, channels, features, kernel):
-    check_convolution(size, size, channels, features, kernel, kernel, batch=32)
+    check_convolution(size, size, channels, features, kernel, kernel, batch=8)
 
 
-@settings(max_examples=10, deadline=None)
-@given(
-    st.integers(1, 4), st.integers(1, 4), st.integers(0, 13), st.integers(0, 13),
-    st.integers(1, 24), st.integers(1, 5), st.integers(1, 19),
-)  # fmt: skip
-def test_any_convolution(rows, columns, more_rows, more_columns, channels, features, batch):
-    height, width = rows + more_rows, columns + more_columns
-    check_convolution(height, width, channels, features, rows, columns, batch)
+def test_any_convolution(thorough):
+    @settings(max_examples=20 if thorough else 4, deadline=None)
+    @given(
+        st.integers(1, 4), st.integers(1, 4), st.integers(0, 13), st.integers(0, 13),
+        st.integers(1, 24), st.integers(1, 5), st.integers(1, 19),
+    )  # fmt: skip
+    def check(rows, columns, more_rows, more_columns, channels, features, batch):
+        height, width = rows + more_rows, columns + more_columns
+        check_convolution(height, width, channels, features, rows, columns, batch)
+
+    check()
 
 
 def test_max_pool_with_ties():

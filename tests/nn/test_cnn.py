@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from jax import lax
 
 from jax_mnist.nn import cnn as model
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
+from jax_mnist.nn.operations import BATCH_LAST, PLAIN, fastest
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 28, 28, 1)).astype(np.float32)
 
@@ -27,9 +27,16 @@ ORIGINAL = [
 @functools.cache
 def variables():
     """Parameters and running statistics that are all different from their initial values."""
-    init = jax.jit(functools.partial(model.CNN().init, train=False))(jax.random.key(0), IMAGES)
+    network = model.CNN(operations=PLAIN)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), IMAGES, train=False))
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda a: np.asarray(a) + rng.uniform(0, 0.2, a.shape), init)
+
+    def values(path, leaf):
+        if path[-1].key == "kernel":
+            return rng.uniform(-1, 1, leaf.shape) / np.sqrt(np.prod(leaf.shape[:3]))
+        return rng.uniform(0, 0.2, leaf.shape) + (path[-1].key in ("scale", "var"))
+
+    return jax.tree_util.tree_map_with_path(lambda *a: np.float32(values(*a)), shapes)
 
 
 def plain(variables, x, train):
@@ -69,33 +76,37 @@ def test_parameters_are_those_of_the_original():
     assert model.parameter_count(params) == 8546
 
 
-class OutputTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters(False, True)
-    def test_inference_is_the_plain_network(self, batch_last):
-        network = model.CNN(batch_last=batch_last)
-        logits = self.variant(functools.partial(network.apply, train=False))(variables(), IMAGES)
-        chex.assert_shape(logits, (5, 10))
-        chex.assert_trees_all_close(logits, plain(variables(), IMAGES, False), rtol=1e-4)
+def results(forward):
+    """Loss, logits of the inference and gradients; `forward` gives logits of both modes."""
+    weights = np.random.default_rng(2).normal(size=(5, 10))
 
-    @chex.variants(with_jit=True)
-    @parameterized.parameters(False, True)
-    def test_training_is_the_plain_network_with_its_gradients(self, batch_last):
-        network = model.CNN(batch_last=batch_last)
-        weights = np.random.default_rng(2).normal(size=(5, 10))
+    def objective(params):
+        logits, inference = forward(variables() | {"params": params})
+        return (logits * weights).sum(), inference
 
-        def ours(params):
-            v = variables() | {"params": params}
-            logits, _ = network.apply(v, IMAGES, train=True, mutable=["batch_stats"])
-            return (logits * weights).sum()
+    return jax.jit(jax.value_and_grad(objective, has_aux=True))(variables()["params"])
 
-        def theirs(params):
-            return (plain(variables() | {"params": params}, IMAGES, True) * weights).sum()
 
-        params = variables()["params"]
-        got = self.variant(jax.value_and_grad(ours))(params)
-        expected = jax.jit(jax.value_and_grad(theirs))(params)
-        chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=2e-3)
+@functools.cache
+def plain_results():
+    return results(lambda v: (plain(v, IMAGES, True), plain(v, IMAGES, False)))
+
+
+@pytest.mark.parametrize("operations", [PLAIN, BATCH_LAST], ids=["plain", "batch_last"])
+def test_the_network_and_its_gradients_are_the_plain_ones(operations):
+    network = model.CNN(operations=operations)
+
+    def forward(v):
+        logits, _ = network.apply(v, IMAGES, train=True, mutable=["batch_stats"])
+        return logits, network.apply(v, IMAGES, train=False)
+
+    (value, logits), gradients = results(forward)
+    (expected_value, expected_logits), expected_gradients = plain_results()
+    chex.assert_shape(logits, (5, 10))
+    chex.assert_trees_all_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        (value, gradients), (expected_value, expected_gradients), rtol=1e-3, atol=2e-3
+    )
 
 
 def test_initial_kernels_are_uniform_as_pytorchs():
@@ -107,40 +118,35 @@ def test_initial_kernels_are_uniform_as_pytorchs():
     np.testing.assert_allclose(np.quantile(kernel, 0.75), bound / 2, rtol=0.02)
 
 
-@pytest.mark.parametrize(
-    "norm",
-    [
-        functools.partial(nn.BatchNorm, momentum=0.9),
-        functools.partial(GhostBatchNorm, ghost_batch_size=2),
-        nn.LayerNorm,
-    ],
-)
-def test_any_norm_and_either_order_of_axes(norm):
-    """One network, whatever the order of its axes: outputs and running statistics."""
-    first, last = (model.CNN(norm=norm, batch_last=b) for b in (False, True))
-    found = jax.jit(functools.partial(first.init, train=False))(jax.random.key(0), IMAGES)
-    assert model.parameter_count(found["params"]) == 8546
-
-    def trained(network):
-        apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])
-        return jax.jit(apply)(found, IMAGES)
-
-    (logits, stats), expected = trained(last), trained(first)
-    chex.assert_shape(logits, (5, 10))
-    chex.assert_trees_all_close((logits, stats), expected, rtol=1e-3, atol=1e-4)
+def layer_norm(*, use_running_average, axis, batch_axis, name):
+    return nn.LayerNorm(reduction_axes=axis, feature_axes=axis, name=name)
 
 
 @pytest.mark.parametrize(
+    "norm", [functools.partial(GhostBatchNorm, ghost_batch_size=2), layer_norm]
+)
+def test_the_norm_may_be_any_and_the_order_of_axes_does_not_matter(norm):
+    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_LAST)]
+    given = {k: v for k, v in variables().items() if k == "params" or norm is not layer_norm}
+
+    @jax.jit
+    def outputs(given):
+        return [n.apply(given, IMAGES, train=True, mutable=["batch_stats"]) for n in networks]
+
+    first, last = outputs(given)
+    chex.assert_shape(first[0], (5, 10))
+    chex.assert_trees_all_close(first, last, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     "norm",
     [
-        functools.partial(GhostBatchNorm, ghost_batch_size=2),
-        nn.LayerNorm,
-        functools.partial(nn.GroupNorm, num_groups=None, group_size=2),
-        nn.InstanceNorm,
+        lambda use_running_average, axis, batch_axis, name: nn.GroupNorm(None, 2, name=name),
+        lambda use_running_average, axis, batch_axis, name: nn.InstanceNorm(name=name),
     ],
 )
-def test_any_norm_constructor(norm):
-    network = model.CNN(norm=norm)
+def test_norms_without_modes_have_the_same_parameters(norm):
+    network = model.CNN(norm=norm, operations=PLAIN)
     logits, found = jax.eval_shape(
         lambda: network.init_with_output(jax.random.key(0), IMAGES, train=True)
     )
@@ -148,8 +154,16 @@ def test_any_norm_constructor(norm):
     assert model.parameter_count(found["params"]) == 8546
 
 
-def test_the_default_order_of_axes_is_the_backends():
-    x = jax.eval_shape(lambda: jnp.zeros((1, 28, 28, 1)))
+def test_a_misspelt_operation_of_a_layer_is_an_error(monkeypatch):
+    layers = (model.Layer(3, 10, ("ReLU",)), model.Layer(3, 10, ("norm", "Relu")))
+    monkeypatch.setattr(model, "LAYERS", layers)
+    with pytest.raises(ValueError, match="layer 2 has an unknown operation: 'Relu'"):
+        jax.eval_shape(lambda: model.CNN().init(jax.random.key(0), IMAGES, train=True))
+
+
+def test_the_default_operations_are_the_backends():
+    assert fastest() is (BATCH_LAST if jax.default_backend() == "cpu" else PLAIN)
+    x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)
     assert ("convolution" in lowered.as_text()) == (jax.default_backend() != "cpu")
 
