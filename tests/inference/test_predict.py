@@ -98,7 +98,7 @@ def test_weights_of_another_network_are_refused(run, tmp_path, weights):
 
 def test_a_run_without_a_newer_field_of_the_config_is_loaded(run, tmp_path):
     record = history.load(run / "seed-0" / "history.pkl")
-    del record["config"]["mesh"]
+    del record["config"]["shear"]
     history.save(tmp_path / "history.pkl", record)
     shutil.copy(run / "seed-0" / "variables.msgpack", tmp_path)
     assert load(tmp_path).records[0]["seed"] == 0
