@@ -1,18 +1,19 @@
-"""Convolution and pooling with the batch as the last axis: what XLA's CPU backend does fast.
+"""Convolution and pooling with the batch as the last axis, which XLA compiles to fast CPU code.
 
-XLA's own CPU convolution is slow where there are few channels, above all for the gradient of the
-kernel. With arrays laid out as `[height, channels, width, batch]` every operation of this network
-is a sum of products of whole vectors of examples, which XLA compiles to plain vector loops. Three
-things keep those loops fast; a training step on 128 images took 24 ms on two cores with them:
+XLA's own CPU convolution is slow where there are few channels, above all the gradient with respect
+to the kernel. In arrays `[height, channels, width, batch]`, every operation of the network is a sum
+of products of whole vectors of examples, which XLA compiles to plain vector loops. Three things
+keep those loops fast. With them, a training step on 128 images took 24 ms on two cores:
 
-- Each loop stays by itself (`xla.separate`), or XLA repeats it inside everything that reads its
-  result: 386 ms.
-- A sum is `_PARTIAL_SUMS` interleaved sums, so that an addition need not wait for the one before:
-  with one sum, 29 ms.
-- What a loop reads again and again fits a core's nearest cache: without `_MAX_TERMS` 29 ms, with
-  blocks of 144 positions in place of `_MAX_POSITIONS` 169 ms.
+- Each loop is compiled by itself (`xla.separate`); otherwise XLA repeats it inside everything that
+  reads its result, and the step takes 386 ms.
+- A sum is computed as `_PARTIAL_SUMS` interleaved sums, so that an addition need not wait for the
+  one before it. With one sum, the step takes 29 ms.
+- What a loop reads again and again fits into a core's nearest cache. Without `_MAX_TERMS`, the step
+  takes 29 ms; with blocks of 144 positions instead of `_MAX_POSITIONS`, 169 ms.
 
-`model.CNN` uses these on a CPU and `lax`'s convolution elsewhere; the numbers are the same.
+`operations.BATCH_LAST` makes these available to the network. Results are those of the usual
+operations, except for rounding.
 """
 
 import functools
@@ -26,7 +27,7 @@ from jax.typing import ArrayLike
 from jax_mnist.nn.xla import separate
 
 _PARTIAL_SUMS = 4
-_MAX_TERMS = 45  # products in one loop of `_correlate`
+_MAX_TERMS = 45  # products in one loop of `_add_channels`
 _MAX_ROWS, _MAX_POSITIONS = 6, 36  # of the output, in one loop of `_kernel_gradient`
 
 
@@ -38,14 +39,14 @@ def _sum(terms: list[Array]) -> Array:
 
 @jax.custom_vjp
 def convolve(x: Array, kernel: Array) -> Array:
-    """Convolution without padding, stride 1, in the sense of `lax.conv_general_dilated`.
+    """Convolves with stride 1 and without padding, as `lax.conv_general_dilated` does.
 
     Args:
-      x: `[height, channels, width, batch]`.
-      kernel: `[rows, columns, channels, features]`.
+      x: Activations, `[height, channels, width, batch]`.
+      kernel: The kernel, `[rows, columns, channels, features]`.
 
     Returns:
-      `[height - rows + 1, features, width - columns + 1, batch]`.
+      Activations, `[height - rows + 1, features, width - columns + 1, batch]`.
     """
     return _correlate(x, kernel)
 
@@ -62,10 +63,10 @@ def _correlate(x: Array, kernel: Array) -> Array:
 
 @functools.partial(separate, static_argnums=(3, 4))
 def _add_channels(y: Array | None, x: Array, kernel: Array, first: int, last: int) -> Array:
-    """`y` plus what the input channels from `first` up to `last` add to the output."""
+    """Adds to `y` the contribution of the input channels from `first` up to `last`."""
     rows, columns, _, features = kernel.shape
     height, width, batch = x.shape[0] - rows + 1, x.shape[2] - columns + 1, x.shape[3]
-    # lax.split: separate slices take twice as long to trace and lower.
+    # With separate slices instead of lax.split, tracing and lowering take twice as long.
     ones = (1,) * (last - first)
     terms = []
     for i in range(rows):
@@ -78,7 +79,7 @@ def _add_channels(y: Array | None, x: Array, kernel: Array, first: int, last: in
 
 
 def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
-    """`sum over positions and examples of x dy`, in blocks of positions."""
+    """Sums the products of `x` and `dy` over positions and examples, in blocks of positions."""
     height, features, width, batch = dy.shape
     channels = x.shape[1]
     block_height = largest_divisor(height, _MAX_ROWS)
@@ -133,10 +134,9 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 @jax.custom_vjp
 def max_pool(x: Array) -> Array:
-    """Maximum over windows of 2x2, stride 2, of `[height, channels, width, batch]`.
+    """The maximum over windows of 2x2, with stride 2, of `[height, channels, width, batch]`.
 
-    Of values that tie, the first in the window is given the gradient, as `flax.linen.max_pool`
-    does.
+    Where values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
     """
     return _max_pool_forward(x)[0]
 
