@@ -27,7 +27,7 @@ def exported_file(run, scripts, tmp_path_factory):
     return folder / "a.jaxexport"
 
 
-def test_the_lines_in_the_documentation_need_nothing_but_jax(exported_file, images, recorded, tmp_path):
+def test_the_documented_lines_need_nothing_but_jax(exported_file, images, recorded, tmp_path):
     assert 0 < len(TEN_LINES.splitlines()) <= 10
     np.save(tmp_path / "images.npy", images)
     others = ("jax_mnist", "flax", "optax", "ml_collections", "tensorflow_datasets")
