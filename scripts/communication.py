@@ -19,7 +19,7 @@ from jax_mnist.data import datasets
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training import recipe
 from jax_mnist.training.state import init_replicas
-from jax_mnist.training.step import train_epoch
+from jax_mnist.training.step import train_steps
 
 DEVICES = 8
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
@@ -43,7 +43,7 @@ def collectives(norm, replica_devices, data_devices, batch_size):
     images = np.zeros((batch_size, 28, 28, 1), np.uint8)
     data = mesh_lib.put(mesh, datasets.Dataset(images, np.zeros(batch_size, np.int32)))
     order = np.zeros((replica_devices, 2, batch_size), np.int32)
-    text = train_epoch.lower(made, hyper, state, data, order).compile().as_text()
+    text = train_steps.lower(made, hyper, state, data, order).compile().as_text()
     shapes = re.findall(rf"= (.+?) (?:{COLLECTIVES})(?:-start)?\(", text)
     sizes = [
         BYTES[kind] * math.prod(int(n) for n in sides.split(",") if n)

@@ -54,7 +54,7 @@ def main(arguments):
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     records = training.train(
-        _CONFIG.value, workdir, _FRESH.value, training.Policy(_EVERY.value, _KEEP.value)
+        _CONFIG.value, workdir, _FRESH.value, training.CheckpointPolicy(_EVERY.value, _KEEP.value)
     )
     for record in records:
         if history.has_diverged(record):

@@ -22,14 +22,9 @@ from jax_mnist.runs.run import Run
 from jax_mnist.training import augment, recipe
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation, evaluate_replicas
-from jax_mnist.training.state import (
-    Hyperparameters,
-    Recipe,
-    TrainState,
-    inference_variables,
-    init_replicas,
-)
-from jax_mnist.training.step import StepMetrics, epoch_order, train_epoch
+from jax_mnist.training.recipe import Hyperparameters, Recipe
+from jax_mnist.training.state import TrainState, inference_variables, init_replicas
+from jax_mnist.training.step import StepMetrics, epoch_order, train_steps
 
 MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
 
@@ -173,7 +168,7 @@ def _normalization(config: Any, train: Dataset) -> augment.Normalization:
 
 
 def steps_per_call(steps: int, replicas: int = 1) -> int:
-    """How many of an epoch's steps one call of `train_epoch` takes: a divisor of them."""
+    """How many of an epoch's steps one call of `train_steps` takes: a divisor of them."""
     most = MAX_STEPS_PER_CALL // replicas if jax.default_backend() == "cpu" else steps
     return largest_divisor(steps, max(1, most))
 
@@ -200,7 +195,7 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
         if orders is None or first == 0:
             orders = epoch_orders(keys, epoch, len(program.train.images), batch_size)
         order = orders[:, first : first + program.chunk]
-        state, metrics = train_epoch(
+        state, metrics = train_steps(
             program.recipe, program.hyper, progress.state, program.train, order
         )
         progress = _after_steps(progress, state, mesh_lib.fetch(mesh, metrics), starts=first == 0)

@@ -32,7 +32,7 @@ from jax_mnist.training.recipe import make_model
 Observer = Callable[[Program, Progress], None]
 
 
-class Policy(NamedTuple):
+class CheckpointPolicy(NamedTuple):
     """When checkpoints are saved.
 
     Attributes:
@@ -44,12 +44,15 @@ class Policy(NamedTuple):
     keep: int = 2
 
 
-DEFAULT_POLICY = Policy()
+DEFAULT_POLICY = CheckpointPolicy()
 
 
 @processes.raise_lost_process()
 def train(
-    config: ConfigDict, workdir: PathLike, fresh: bool = False, policy: Policy = DEFAULT_POLICY
+    config: ConfigDict,
+    workdir: PathLike,
+    fresh: bool = False,
+    policy: CheckpointPolicy = DEFAULT_POLICY,
 ) -> list[Record]:
     """Trains every replica of a config, and writes the files of each; see `train_together`.
 
@@ -109,7 +112,7 @@ def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def train_together(
-    runs: Sequence[Run], observe: Observer, policy: Policy = DEFAULT_POLICY
+    runs: Sequence[Run], observe: Observer, policy: CheckpointPolicy = DEFAULT_POLICY
 ) -> list[Record]:
     """Trains runs as the replicas of one program, and writes the files of each.
 

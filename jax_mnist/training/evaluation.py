@@ -55,7 +55,7 @@ def predict(
     chex.assert_shape(images, (None, 28, 28, 1))
     chex.assert_type(images, jnp.uint8)
 
-    @separate  # as in `step.train_epoch`
+    @separate  # as in `step.train_steps`
     def predict_one(variables: dict[str, Any], images: Array) -> Array:
         x = normalize(images.astype(jnp.float32) / 255, *normalization)
         logits: Array = model.apply(variables, x, train=False)  # type: ignore[assignment]

@@ -104,7 +104,7 @@ def make_schedule(name: str, peak: ArrayLike, steps: int) -> optax.Schedule:
     return lambda step: peak * shape(step)
 
 
-def make_optimizer(
+def sgd(
     learning_rate: optax.ScalarOrSchedule,
     l1: ArrayLike = 0.0,
     l2: ArrayLike = 0.0,

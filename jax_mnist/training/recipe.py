@@ -3,17 +3,63 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
+import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from jax_mnist.nn.cnn import CNN, batch_norm
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
+from jax_mnist.training import optim
 from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
 from jax_mnist.training.mesh import DATA, size
-from jax_mnist.training.state import Hyperparameters, Recipe
+
+
+@flax.struct.dataclass
+class Hyperparameters:
+    """Values that a compiled step takes: variants that differ only in these share a program.
+
+    Attributes:
+      learning_rate: The schedule's peak.
+      l1: See `optim.sgd`.
+      l2: See `optim.sgd`.
+      momentum: See `optim.sgd`.
+      ema: Decay of the weight average per step; used if `Recipe.average` is set.
+      augment: Strengths of the augmentation.
+    """
+
+    learning_rate: ArrayLike
+    l1: ArrayLike = 0.0
+    l2: ArrayLike = 0.0
+    momentum: ArrayLike = 0.9
+    ema: ArrayLike = 0.0
+    augment: AugmentParams = AugmentParams()
+
+
+class Recipe(NamedTuple):
+    """What a step is compiled for: static and hashable.
+
+    Attributes:
+      model: The network, called as `model(images, train)`.
+      schedule: One of `config.SCHEDULES`.
+      steps: Steps of the whole run.
+      nesterov: Whether momentum is Nesterov's.
+      average: Whether an exponential moving average of the weights is kept, and evaluated.
+      normalization: Constants that normalise the images.
+      mesh: See `mesh.make_mesh`. If it spreads the batch, norms must average over its axis `data`.
+    """
+
+    model: nn.Module
+    schedule: str
+    steps: int
+    nesterov: bool = False
+    average: bool = False
+    normalization: Normalization = MNIST
+    mesh: Mesh | None = None
 
 
 def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
@@ -63,3 +109,15 @@ def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
     return Hyperparameters(
         augment=AugmentParams(**strengths), **{name: config[name] for name in others}
     )
+
+
+def make_optimizer(recipe: Recipe, hyper: Hyperparameters) -> optax.GradientTransformation:
+    """The optimiser of a run."""
+    return optim.sgd(
+        make_schedule(recipe, hyper), hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov
+    )
+
+
+def make_schedule(recipe: Recipe, hyper: Hyperparameters) -> optax.Schedule:
+    """The learning rate of a run at each of its steps, counted from 0."""
+    return optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)

@@ -1,65 +1,19 @@
-"""What a training step needs and changes: hyper-parameters, the recipe, the state."""
+"""What a training step changes: the state, and how it begins."""
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from jax_mnist.training import mesh as mesh_lib
-from jax_mnist.training import optim
-from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
-
-
-@flax.struct.dataclass
-class Hyperparameters:
-    """Values that a compiled step takes: variants that differ only in these share a program.
-
-    Attributes:
-      learning_rate: The schedule's peak.
-      l1: See `optim.make_optimizer`.
-      l2: See `optim.make_optimizer`.
-      momentum: See `optim.make_optimizer`.
-      ema: Decay of the weight average per step; used if `Recipe.average` is set.
-      augment: Strengths of the augmentation.
-    """
-
-    learning_rate: ArrayLike
-    l1: ArrayLike = 0.0
-    l2: ArrayLike = 0.0
-    momentum: ArrayLike = 0.9
-    ema: ArrayLike = 0.0
-    augment: AugmentParams = AugmentParams()
-
-
-class Recipe(NamedTuple):
-    """What a step is compiled for: static and hashable.
-
-    Attributes:
-      model: The network, called as `model(images, train)`.
-      schedule: One of `config.SCHEDULES`.
-      steps: Steps of the whole run.
-      nesterov: Whether momentum is Nesterov's.
-      average: Whether an exponential moving average of the weights is kept, and evaluated.
-      normalization: Constants that normalise the images.
-      mesh: See `mesh.make_mesh`. If it spreads the batch, norms must average over its axis `data`.
-    """
-
-    model: nn.Module
-    schedule: str
-    steps: int
-    nesterov: bool = False
-    average: bool = False
-    normalization: Normalization = MNIST
-    mesh: Mesh | None = None
+from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer
 
 
 @flax.struct.dataclass
@@ -81,12 +35,6 @@ class TrainState:
     batch_stats: optax.Params
     opt_state: optax.OptState
     average: optax.EmaState | None
-
-
-def make_optimizer(recipe: Recipe, hyper: Hyperparameters) -> optax.GradientTransformation:
-    """The optimiser of a run."""
-    schedule = optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
-    return optim.make_optimizer(schedule, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")

@@ -16,9 +16,10 @@ from jax.typing import ArrayLike
 
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import COMPILER_OPTIONS, separate
-from jax_mnist.training import augment, optim
+from jax_mnist.training import augment
 from jax_mnist.training.mesh import DATA, REPLICA, size, spread
-from jax_mnist.training.state import Hyperparameters, Recipe, TrainState, make_optimizer
+from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer, make_schedule
+from jax_mnist.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
@@ -85,8 +86,7 @@ def _train_step(
     average = state.average
     if average is not None:
         _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
-    schedule = optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
-    metrics = StepMetrics(loss, accuracy, schedule(state.step))
+    metrics = StepMetrics(loss, accuracy, make_schedule(recipe, hyper)(state.step))
     after = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -126,10 +126,10 @@ def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
-def train_epoch(
+def train_steps(
     recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
 ) -> tuple[TrainState, StepMetrics]:
-    """An epoch of several replicas, or a part of one, in one program.
+    """Many steps of several replicas, in one program.
 
     Args:
       recipe: Static.

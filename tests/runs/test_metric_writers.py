@@ -18,7 +18,7 @@ from jax_mnist.config import ConfigError
 from jax_mnist.runs import history, metric_writers
 from jax_mnist.runs import run as run_lib
 from jax_mnist.runs.loop import Progress
-from jax_mnist.runs.train import Policy, train, train_together
+from jax_mnist.runs.train import CheckpointPolicy, train, train_together
 from jax_mnist.training.step import StepMetrics
 
 TAGS = {
@@ -89,11 +89,11 @@ def test_a_run_that_crashed_repeats_and_loses_no_epoch(tmp_path):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        train_together([run], crash, Policy(every=2))
+        train_together([run], crash, CheckpointPolicy(every=2))
     assert [line["epoch"] for line in lines(run)] == [1, 2, 3]  # the checkpoint is of 2
     seen = []
     (record,) = train_together(
-        [run], lambda _, progress: seen.append(len(progress.epochs)), Policy(every=2)
+        [run], lambda _, progress: seen.append(len(progress.epochs)), CheckpointPolicy(every=2)
     )
     assert seen[0] == 2
     assert_shows(run, record["metrics"])

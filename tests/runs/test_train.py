@@ -17,7 +17,7 @@ from jax_mnist.runs import history, loop, results
 from jax_mnist.runs import run as run_lib
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.signals import StoppedError
-from jax_mnist.runs.train import Policy, groups_to_train, train, train_together
+from jax_mnist.runs.train import CheckpointPolicy, groups_to_train, train, train_together
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
 
@@ -143,7 +143,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
 
 
 def test_an_overflow_in_the_last_update_leaves_no_weights(tmp_path, capsys, monkeypatch):
-    original = loop.train_epoch
+    original = loop.train_steps
 
     def overflow(recipe, hyper, state, data, order):
         state, metrics = original(recipe, hyper, state, data, order)
@@ -151,7 +151,7 @@ def test_an_overflow_in_the_last_update_leaves_no_weights(tmp_path, capsys, monk
         factor = np.nan if last else 1.0
         return state.replace(params=jax.tree.map(lambda p: p * factor, state.params)), metrics
 
-    monkeypatch.setattr(loop, "train_epoch", overflow)
+    monkeypatch.setattr(loop, "train_steps", overflow)
     (record,) = train(config(ema=0.0), tmp_path / "run")
     assert np.isfinite(record["metrics"]["train_loss"]).all()
     assert history.has_diverged(record)
@@ -214,7 +214,7 @@ def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch,
 
 def test_checkpoints_are_saved_as_often_as_asked(tmp_path):
     (one,) = run_lib.replicas("small", config(epochs=5), tmp_path / "small")
-    train_together([one], ignore, Policy(every=2, keep=3))
+    train_together([one], ignore, CheckpointPolicy(every=2, keep=3))
     steps = {int(path.stem) for path in (tmp_path / "small" / "checkpoints").iterdir()}
     assert steps == {8, 16}
 

@@ -31,11 +31,11 @@ class OptimizerTest(chex.TestCase):
     @parameterized.product(
         decay=[(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)], nesterov=[False, True]
     )
-    def test_make_optimizer_is_torchs_sgd_with_both_penalties(self, decay, nesterov):
+    def test_sgd_is_torchs_sgd_with_both_penalties(self, decay, nesterov):
         l1, l2 = decay
 
         def steps(params, grads, l1, l2):
-            optimizer = optim.make_optimizer(0.1, l1, l2, momentum=0.8, nesterov=nesterov)
+            optimizer = optim.sgd(0.1, l1, l2, momentum=0.8, nesterov=nesterov)
             state = optimizer.init(params)
             for _ in range(4):
                 updates, state = optimizer.update(grads, state, params)

@@ -13,14 +13,9 @@ from tiny import Tiny
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.training import augment
 from jax_mnist.training.evaluation import evaluate, predict
-from jax_mnist.training.state import (
-    Hyperparameters,
-    Recipe,
-    inference_variables,
-    init,
-    init_replicas,
-)
-from jax_mnist.training.step import epoch_order, train_epoch, train_step
+from jax_mnist.training.recipe import Hyperparameters, Recipe
+from jax_mnist.training.state import inference_variables, init, init_replicas
+from jax_mnist.training.step import epoch_order, train_step, train_steps
 
 BATCH, EXAMPLES = 8, 44
 STEPS = EXAMPLES // BATCH
@@ -58,7 +53,7 @@ def run(data, recipe=RECIPE, hyper=HYPER, seed=0, epochs=2):
     losses = []
     for epoch in range(epochs):
         order = epoch_order(state.key[0], epoch, EXAMPLES, BATCH)
-        state, metrics = train_epoch(recipe, hyper, state, data, np.asarray(order)[None])
+        state, metrics = train_steps(recipe, hyper, state, data, np.asarray(order)[None])
         losses.append(metrics.loss[0])
     return jax.tree.map(lambda leaf: leaf[0], state), np.concatenate(losses)
 
@@ -144,7 +139,7 @@ def test_an_epoch_is_its_steps_one_by_one(data):
         looped, step_metrics = train_step(RECIPE, HYPER, looped, data, index)
         metrics.append(step_metrics)
     scanned, scan_metrics = jax.tree.map(
-        lambda leaf: leaf[0], train_epoch(RECIPE, hyper, state, data, order[None])
+        lambda leaf: leaf[0], train_steps(RECIPE, hyper, state, data, order[None])
     )
     metrics = jax.tree.map(lambda *steps: np.stack(steps), *metrics)
     chex.assert_trees_all_close(metrics, scan_metrics, atol=1e-4)
@@ -154,12 +149,12 @@ def test_an_epoch_is_its_steps_one_by_one(data):
 
 def test_one_compilation_serves_every_step_and_every_strength(data):
     run(data, epochs=1)
-    compiled = train_epoch._cache_size()
+    compiled = train_steps._cache_size()
     run(data, epochs=2)
     run(data, hyper=HYPER.replace(l1=0.0, l2=0.5, learning_rate=0.01, momentum=0.5), epochs=1)
     same = RECIPE._replace(model=RECIPE.model.clone())
     run(data, recipe=same, epochs=1)
-    assert train_epoch._cache_size() == compiled
+    assert train_steps._cache_size() == compiled
 
 
 def test_training_learns(data):
@@ -191,10 +186,10 @@ def test_arrays_of_the_wrong_shape_or_type_are_refused_when_traced(data):
     flat = data._replace(images=data.images[..., 0])
     floats = data._replace(images=data.images / 255)
     for wrong in (
-        lambda: train_epoch(RECIPE, hyper, state, flat, order),
-        lambda: train_epoch(RECIPE, hyper, state, floats, order),
-        lambda: train_epoch(RECIPE, hyper, state, data, order[0]),
-        lambda: train_epoch(RECIPE, hyper, state, data, np.zeros((2, 2, BATCH), np.int32)),
+        lambda: train_steps(RECIPE, hyper, state, flat, order),
+        lambda: train_steps(RECIPE, hyper, state, floats, order),
+        lambda: train_steps(RECIPE, hyper, state, data, order[0]),
+        lambda: train_steps(RECIPE, hyper, state, data, np.zeros((2, 2, BATCH), np.int32)),
         lambda: train_step(RECIPE, HYPER, init(RECIPE, HYPER, 0), data, order),
         lambda: predict(RECIPE.model, inference_variables(hyper, state), flat.images),
     ):
