@@ -17,8 +17,10 @@ from command_line import fail, run
 from ml_collections import config_flags
 
 from jax_mnist import config
-from jax_mnist.analysis import claims, report
+from jax_mnist.analysis import report
 from jax_mnist.runs import study
+
+VARIANTS = claims.ORIGINAL  # what is trained if no files are named
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds of every variant.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/study", "Folder of the runs and the report.")
@@ -41,9 +43,7 @@ def load(file, overrides):
 
 def main(arguments):
     folder = Path(__file__).parent.parent / "configs"
-    files = [Path(file) for file in arguments] or [
-        folder / f"{name}.py" for name in claims.ORIGINAL
-    ]
+    files = [Path(file) for file in arguments] or [folder / f"{name}.py" for name in VARIANTS]
     names = [file.stem for file in files]
     if repeated := {name for name in names if names.count(name) > 1}:
         fail(f"two files are named {min(repeated)!r}: a variant is named after its file")

@@ -61,11 +61,11 @@ def main(arguments):
             continue  # reported when it happened
         summary = one_run.summary(record)
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
-        training.say(
+        processes.say(
             f"{record['name']}{of_seed}: validation accuracy {summary.final_accuracy:.2%} at the "
             f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
         )
-    training.say(f"results in {workdir}/")
+    processes.say(f"results in {workdir}/")
     if any(map(history.has_diverged, records)):
         sys.exit(1)
 

@@ -7,7 +7,6 @@ A checkpoint is a file `checkpoints/STEP.msgpack` in the run's folder: the SHA-2
 import dataclasses
 import hashlib
 import operator
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def save(program: Program, progress: Progress, keep: int) -> None:
     Every process must call this; the first one writes.
 
     Raises:
-      OSError: A checkpoint could not be written. Earlier ones are as they were.
+      OSError: A checkpoint could not be written. The run's earlier ones are as they were.
     """
     state = mesh_lib.fetch(program.mesh, _with_key_data(progress.state))
     if not processes.is_first_process():
@@ -70,29 +69,25 @@ def restore(program: Program, progress: Progress, step: int) -> Progress:
     Raises:
       ConfigError: The data have changed since, or the checkpoint is of another network.
     """
-    saved = [_read(_path(run, step)) for run in program.runs]
     template = _with_key_data(progress.state)
-    states = []
-    for run, contents in zip(program.runs, saved, strict=True):
-        if contents["data"] != program.data_digests:
+    saved = []
+    for run in program.runs:
+        path = _path(run, step)
+        try:
+            saved.append(_checked(_read(path), template))
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            message = f"{path} is of another network or version: name another folder"
+            raise ConfigError(message) from error
+        if saved[-1]["data"] != program.data_digests:
             raise ConfigError(
-                f"{run.config.dataset} has changed since {_path(run, step)} was written: "
+                f"{run.config.dataset} has changed since {path} was written: "
                 "bring it back, or name another folder for the run"
             )
-        try:
-            state = serialization.from_state_dict(template, contents["state"])
-            chex.assert_trees_all_equal_shapes_and_dtypes(
-                state, jax.tree.map(operator.itemgetter(0), template)
-            )
-        except (AssertionError, KeyError, ValueError) as error:
-            message = f"{_path(run, step)} is of another network or version: name another folder"
-            raise ConfigError(message) from error
-        states.append(state)
-    spare = len(progress.state.step) - len(states)
-    stacked = jax.tree.map(lambda *rows: np.stack(rows), *states, *[states[-1]] * spare)
+    states = [contents["state"] for contents in saved]
+    states += states[-1:] * (len(progress.state.step) - len(states))  # to fill the mesh
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *states)
     plain: TrainState = mesh_lib.put(program.mesh, stacked, mesh_lib.REPLICA)
-    epochs = [contents["epochs"] for contents in saved]
-    partial = [contents["partial"] for contents in saved]
+    epochs, partial = ([contents[part] for contents in saved] for part in ("epochs", "partial"))
     return Progress(
         state=dataclasses.replace(plain, key=jax.random.wrap_key_data(plain.key)),
         step=step,
@@ -103,6 +98,19 @@ def restore(program: Program, progress: Progress, step: int) -> Progress:
         partial=StepMetrics(**{k: np.stack([p[k] for p in partial]) for k in partial[0]}),
         seconds=np.array([contents["seconds"] for contents in saved]),
     )
+
+
+def _checked(contents: dict[str, Any], template: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds, with its state as that of one run in `template`."""
+    state = serialization.from_state_dict(template, contents["state"])
+    expected = jax.tree.map(operator.itemgetter(0), template)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
+    if {*contents["epochs"]} != {*history.METRICS} or not contents["partial"]["loss"].ndim:
+        raise ValueError
+    return {
+        "state": state,
+        **{key: contents[key] for key in ("epochs", "partial", "seconds", "data")},
+    }
 
 
 def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
@@ -122,22 +130,20 @@ def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def newest_common_step(runs: Sequence[Run]) -> int | None:
-    """The newest step that all runs have an intact checkpoint of, in every process the same.
+    """The newest step that all runs have an intact checkpoint of, if there is any.
 
-    Damaged checkpoints are removed by the first process, each with a line on standard error.
+    Damaged checkpoints are removed, each with a line on standard error.
 
     Raises:
-      OSError: One cannot be read; nothing was removed for that.
+      ConfigError: See `intact_steps`.
+      OSError: A checkpoint cannot be read; it is not removed for that.
     """
-    newest = -1
-    if processes.is_first_process():
-        for run in runs:
-            for step in _steps(run) - intact_steps(run):
-                _path(run, step).unlink()
-                print(f"{_path(run, step)} was damaged and has been removed", file=sys.stderr)
-        newest = max(set.intersection(*map(intact_steps, runs)), default=-1)
-    common = processes.broadcast(newest)
-    return None if common < 0 else common
+    intact = [intact_steps(run) for run in runs]
+    for run, steps in zip(runs, intact, strict=True):
+        for step in _steps(run) - steps:
+            _path(run, step).unlink()
+            processes.warn(f"{_path(run, step)} was damaged and has been removed")
+    return max(set.intersection(*intact), default=None)
 
 
 def intact_steps(run: Run) -> set[int]:

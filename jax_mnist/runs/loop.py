@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
@@ -112,19 +113,17 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     """
     config = runs[0].config
     mesh = mesh_lib.make_mesh(config, len(runs))
-    splits = {
-        split: _load(config, split) for split in (config.train_split, config.validation_split)
-    }
-    train = splits[config.train_split]
-    examples = len(train.images)
-    if examples < config.batch_size:
-        raise ConfigError(
-            f"config.batch_size must be at most the {examples} training examples of "
-            f"{config.train_split!r}; got {config.batch_size}"
-        )
+    train, validation = load(config)
     digests = []
     if config.dataset not in datasets.NAMES:
-        digests = [datasets.digest("", split, data) for split, data in splits.items()]
+        digests = [
+            datasets.digest("", split, data)
+            for split, data in (
+                (config.train_split, train),
+                (config.validation_split, validation),
+            )
+        ]
+    examples = len(train.images)
     made = recipe.make_recipe(config, examples, _normalization(config, train), mesh)
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
@@ -138,7 +137,7 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
         hyper=hyper,
         mesh=mesh,
         train=mesh_lib.put(mesh, train),
-        validation=mesh_lib.put(mesh, splits[config.validation_split]),
+        validation=mesh_lib.put(mesh, validation),
         label_names=datasets.label_names(config.dataset),
         data_digests=digests,
         epochs=config.epochs,
@@ -149,13 +148,26 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     return program, Progress(state, 0, (), StepMetrics(*none), np.zeros(len(runs)))
 
 
-def _load(config: Any, split: str) -> Dataset:
-    return datasets.load(
-        config.dataset, split, data_dir=config.data_dir, source_dir=config.source_dir
+def load(config: ConfigDict) -> tuple[Dataset, Dataset]:
+    """The training and the validation examples of a config.
+
+    Raises:
+      ConfigError: The batch is larger than the training set.
+      DatasetError: The data cannot be had.
+    """
+    train, validation = (
+        datasets.load(config.dataset, split, config.data_dir, config.source_dir)
+        for split in (config.train_split, config.validation_split)
     )
+    if len(train.images) < config.batch_size:
+        raise ConfigError(
+            f"config.batch_size must be at most the {len(train.images)} training examples of "
+            f"{config.train_split!r}; got {config.batch_size}"
+        )
+    return train, validation
 
 
-def _normalization(config: Any, train: Dataset) -> augment.Normalization:
+def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
     if config.dataset == "mnist":
         return augment.MNIST
     found = augment.normalization_of(train.images)

@@ -2,11 +2,13 @@
 
 import contextlib
 import faulthandler
+import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from jax_mnist.config import ConfigError
 
@@ -84,11 +86,13 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def broadcast(number: int) -> int:
-    """The first process's number, in every process; each must call this."""
+def broadcast(number: int | None) -> int | None:
+    """The first process's number (not negative) or None, in every process; each must call this."""
     if jax.process_count() == 1:
         return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    sent = np.int32(-1 if number is None else number)
+    received = int(multihost_utils.broadcast_one_to_all(sent))
+    return None if received < 0 else received
 
 
 def process_max(number: int) -> int:
@@ -96,3 +100,15 @@ def process_max(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def say(text: str) -> None:
+    """Prints a line; of several processes only the first does."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a line on standard error, above a progress bar; of several processes the first."""
+    if is_first_process():
+        tqdm.write(text, sys.stderr)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jax_mnist.data import files
+from jax_mnist.data.datasets import Dataset
 from jax_mnist.data.files import PathLike
 from jax_mnist.nn.cnn import parameter_count
 from jax_mnist.runs import history
@@ -35,24 +36,22 @@ def make(program: Program, progress: Progress) -> list[tuple[Record, dict[str, A
     evaluations = evaluate(program, progress.state)
     variables = jax.vmap(inference_variables)(program.hyper, progress.state)
     variables = mesh_lib.fetch(program.mesh, variables)
+    validation = jax.device_get(program.validation)
     results = []
     for number, (run, evaluation) in enumerate(zip(program.runs, evaluations, strict=True)):
         epochs = progress.epochs_of(number)
         metrics = {key: np.array([epoch[key] for epoch in epochs]) for key in history.METRICS}
         of_run = jax.tree.map(operator.itemgetter(number), variables)
-        record = _record(program, run, metrics, evaluation) | {
-            "parameters": parameter_count(of_run["params"])
-        }
+        record = _record(program, run, validation, evaluation)
+        record |= {"metrics": metrics, "parameters": parameter_count(of_run["params"])}
         sound = not history.has_diverged(record)
         record["variables_sha256"] = hashlib.sha256(_to_bytes(of_run)).hexdigest() if sound else ""
         results.append((record, of_run))
     return results
 
 
-def _record(
-    program: Program, run: Run, metrics: dict[str, np.ndarray], evaluation: Evaluation
-) -> Record:
-    images, labels = jax.device_get(program.validation)
+def _record(program: Program, run: Run, validation: Dataset, evaluation: Evaluation) -> Record:
+    images, labels = validation
     prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
     wrong = np.flatnonzero(prediction != labels).astype(np.int32)
     device = jax.devices()[0]
@@ -61,7 +60,6 @@ def _record(
         "name": run.name,
         "config": run.config.to_dict(),
         "seed": run.config.seed,
-        "metrics": metrics,
         "predictions": {
             "label": labels.astype(np.int32),
             "prediction": prediction,
@@ -110,7 +108,7 @@ def load_variables(workdir: PathLike) -> dict[str, Any]:
     path = Path(workdir) / VARIABLES
     data = path.read_bytes()
     checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
-    if checksum not in ("", hashlib.sha256(data).hexdigest()):
+    if checksum != hashlib.sha256(data).hexdigest():
         raise ValueError(f"{path} is damaged or belongs to another run: train again to replace it")
     variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
     return variables

@@ -46,9 +46,13 @@ def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
       ConfigError: The folder holds one run but several are asked for, or the other way round.
     """
     inner = seed_folders(workdir, CONFIG, HISTORY)
-    own = [f for f in (CONFIG, HISTORY) if (workdir / f).exists()]
-    if own if config.replicas > 1 else inner:
-        found = "a run of one seed" if own else f"runs of several seeds, such as {inner[0].name}"
+    own = (workdir / CONFIG).exists() or (workdir / HISTORY).exists()
+    found = ""
+    if config.replicas > 1 and own:
+        found = "a run of one seed"
+    elif config.replicas == 1 and inner:
+        found = f"runs of several seeds, such as {inner[0].name}"
+    if found:
         raise ConfigError(
             f"{workdir} holds {found}, but config.replicas is {config.replicas}: "
             "name another folder"
@@ -135,7 +139,8 @@ def exclusive(run: Run) -> Iterator[None]:
     """
     run.workdir.mkdir(parents=True, exist_ok=True)
     with _locked(run.workdir):
-        is_finished(run)  # again: another process may have been here meanwhile
+        if is_finished(run):  # asked again, since another process may have been here meanwhile
+            raise ConfigError(f"{run.workdir} was finished meanwhile: run the same command again")
         for path in itertools.chain(run.workdir.iterdir(), run.workdir.glob(f"{CHECKPOINTS}/.*")):
             if _UNFINISHED.fullmatch(path.name):
                 path.unlink()

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_ANSWER = b"\nstopping after this step, and saving; press Ctrl-C again to leave at once\n"
+_ANSWER = b"\nstopping once the steps under way are done; press Ctrl-C again to leave at once\n"
 
 
 class StoppedError(Exception):
@@ -22,9 +22,10 @@ class StoppedError(Exception):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list while it lasts; a second SIGINT ends the process.
+    """Collects SIGINT and SIGTERM in a list while it lasts; SIGINT after another ends the process.
 
-    Only the main thread of a process can do this; in another one the list stays empty.
+    A SIGINT that is ignored stays ignored, as under `nohup`. Only the main thread of a process can
+    collect signals; in another one the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -35,9 +36,12 @@ def stop_signals() -> Iterator[list[int]]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     threading.Thread(target=_answer, args=(reader,), daemon=True).start()
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
     handlers = {
         number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in numbers
     }
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:

@@ -31,12 +31,12 @@ def paired_runs(variants: Mapping[str, ConfigDict], seeds: int, workdir: PathLik
         config_lib.check(config)
         if config.replicas != 1:
             raise ConfigError("config.replicas must be 1 here: the number of seeds takes its place")
-        for field in ("seed", "dataset", "validation_split"):
-            if len(values := {config[field] for config in variants.values()}) > 1:
-                raise ConfigError(
-                    f"config.{field} must be the same in all variants, to compare them; got "
-                    + ", ".join(sorted(map(repr, values)))
-                )
+    for field in ("seed", "dataset", "validation_split"):
+        if len(values := {config[field] for config in variants.values()}) > 1:
+            raise ConfigError(
+                f"config.{field} must be the same in all variants, to compare them; got "
+                + ", ".join(sorted(map(repr, values)))
+            )
     for seed, (name, config) in itertools.product(range(seeds), variants.items()):
         one = config.copy_and_resolve_references()
         one.seed = config.seed + seed
@@ -89,7 +89,8 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       The records, in the order of the runs.
 
     Raises:
-      ConfigError: A folder holds a run of another config; nothing was trained.
+      ConfigError: A folder holds a run of another config, and nothing was trained; or see
+        `train.train_together`.
       DatasetError: The data cannot be had.
       HistoryError: A history cannot be read.
       LostProcessError: A worker process was killed; the others saved checkpoints.

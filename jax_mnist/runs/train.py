@@ -1,7 +1,6 @@
 """Training runs and writing their files: the one place where the loop meets the disk."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +35,9 @@ class CheckpointPolicy(NamedTuple):
     """When checkpoints are saved.
 
     Attributes:
-      every: Epochs between checkpoints.
-      keep: How many of the newest are kept; at least 2, so that there is always a complete one.
+      every: Epochs between checkpoints, at least 1.
+      keep: How many of the newest are kept; at least 2, so that runs that train together always
+        have one in common.
     """
 
     every: int = 1
@@ -72,6 +72,8 @@ def train(
       ConfigError: A value cannot be trained with, or the folder holds a run of another config.
       DatasetError: The data cannot be had.
       HistoryError: The folder holds a history that cannot be read.
+      LostProcessError: Another process was lost.
+      OSError: A file could not be written.
       StoppedError: See `train_together`.
     """
     workdir = Path(workdir)
@@ -79,15 +81,17 @@ def train(
     with processes.fail_together():  # only then may another process look
         config_lib.check(config)
         check_name(name)
-        if fresh and processes.is_first_process() and (aside := move_aside(workdir)):
-            say(f"moved {workdir} to {aside}")
+        if fresh:
+            loop.load(config)  # raises what is wrong with the data before anything is moved
+            if processes.is_first_process() and (aside := move_aside(workdir)):
+                processes.say(f"moved {workdir} to {aside}")
     with processes.fail_together():  # before any process writes
         runs = replicas(name, config, workdir)
         groups = groups_to_train(runs)
     if not groups:
-        say(f"{workdir} is finished: nothing to do (--fresh starts over)")
+        processes.say(f"{workdir} is finished: nothing to do (--fresh starts over)")
     else:
-        say(layer_table(make_model(config)))
+        processes.say(layer_table(make_model(config)))
     for group in groups:
         with _progress_bar() as observe:
             train_together(group, observe, policy)
@@ -118,7 +122,7 @@ def train_together(
 
     In each run's folder these are `metrics.jsonl`, and at the end `variables.msgpack` and
     `history.pkl`, see `results` and `history`. The time of an epoch is shared evenly by the runs.
-    Training resumes at the newest checkpoint, with the same result.
+    Training resumes at the newest step that all of them have a checkpoint of, to the same result.
 
     A run whose loss is not finite ends there: a line on standard error says where and why, its
     history ends with that epoch, and it has no variables. The other runs go on.
@@ -132,19 +136,23 @@ def train_together(
       The records that the histories hold.
 
     Raises:
-      StoppedError: SIGINT or SIGTERM was received; a checkpoint was saved.
+      StoppedError: SIGINT or SIGTERM was received; a checkpoint, or the results, were saved.
       ConfigError: The batch is larger than the training set, it does not fit the devices, or
-        another process trains in a folder; nothing was computed.
+        another process trains in a folder; nothing was trained.
       DatasetError: The data cannot be had.
     """
     compiler.configure()
     with processes.fail_together():  # before anything is written
         program, progress = loop.build(runs)
     with contextlib.ExitStack() as stack:
+        step = None
         with processes.fail_together():
-            for run in runs if processes.is_first_process() else ():
-                stack.enter_context(exclusive(run))
-            progress = _resume(program, progress)
+            if processes.is_first_process():
+                for run in runs:
+                    stack.enter_context(exclusive(run))
+                step = checkpoints.newest_common_step(runs)
+        with processes.fail_together():
+            progress = _resume(program, progress, processes.broadcast(step))
         stopping = stack.enter_context(stop_signals())
         metric_writers.begin(program, progress)
         observe(program, progress)
@@ -159,16 +167,20 @@ def train_together(
             if number or (ended and len(progress.epochs) % policy.every == 0):
                 checkpoints.save(program, progress, policy.keep)
             if number and not _is_complete(program, progress):
-                raise StoppedError(_where(program, progress), number)
-        return _save_results(program, progress)
+                where = _where(program, progress.step)
+                message = f"stopped and saved {where}; run the same command again to resume"
+                raise StoppedError(message, number)
+        records = _save_results(program, progress)
+        # Every process waits here until the files are there.
+        if number := processes.process_max(stopping[0] if stopping else 0):
+            raise StoppedError("stopped after the last step; the results are saved", number)
+        return records
 
 
-def _resume(program: Program, progress: Progress) -> Progress:
-    step = checkpoints.newest_common_step(program.runs)
+def _resume(program: Program, progress: Progress, step: int | None) -> Progress:
     if step is None:
         return progress
-    epoch, within = divmod(step, program.steps_per_epoch)
-    warn(f"resuming after epoch {epoch}, step {within} of {program.steps_per_epoch}")
+    processes.warn(f"resuming {_where(program, step)}")
     return checkpoints.restore(program, progress, step)
 
 
@@ -178,7 +190,6 @@ def _save_results(program: Program, progress: Progress) -> list[Record]:
         for run, (record, variables) in zip(program.runs, found, strict=True):
             metric_writers.end(run, record)
             results.save(run.workdir, record, variables)
-    processes.process_max(0)  # every process waits until the files are there
     return [record for record, _ in found]
 
 
@@ -186,13 +197,9 @@ def _is_complete(program: Program, progress: Progress) -> bool:
     return len(progress.epochs) == program.epochs or not progress.active.any()
 
 
-def _where(program: Program, progress: Progress) -> str:
-    steps = program.steps_per_epoch
-    epoch, step = divmod(progress.step - 1, steps)
-    return (
-        f"stopped and saved in epoch {epoch + 1}, after step {step + 1} of {steps}; "
-        "run the same command again to resume"
-    )
+def _where(program: Program, step: int) -> str:
+    epoch, within = divmod(step - 1, program.steps_per_epoch)
+    return f"in epoch {epoch + 1}, after step {within + 1} of {program.steps_per_epoch}"
 
 
 def _report_divergence(program: Program, before: Progress, after: Progress) -> None:
@@ -203,7 +210,7 @@ def _report_divergence(program: Program, before: Progress, after: Progress) -> N
         where = f"at epoch {epoch}, step {finite.argmin() + 1}"
         if finite.all():
             where = f"at the evaluation after epoch {epoch}"
-        warn(
+        processes.warn(
             f"{run.name}, seed {config.seed}: the loss was not finite {where}; the learning rate "
             f"({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) is likely "
             "too high"
@@ -250,15 +257,3 @@ def _progress_bar() -> Iterator[Observer]:
             bar.refresh()
 
         yield observe
-
-
-def say(text: str) -> None:
-    """Prints a line; of several processes only the first does."""
-    if processes.is_first_process():
-        print(text, flush=True)
-
-
-def warn(text: str) -> None:
-    """Prints a line on standard error, above a progress bar; of several processes the first."""
-    if processes.is_first_process():
-        tqdm.write(text, sys.stderr)

@@ -51,6 +51,8 @@ def train_on_every_core(runs: Sequence[Run], advance: Callable[[float], Any]) ->
                     for future in done:
                         future.result()
                         yield
+                while not trained.empty():
+                    advance(trained.get())
             except BrokenProcessPool:
                 stop.set()
                 _wait_for_workers()
@@ -77,7 +79,7 @@ def _prepare_data(runs: Sequence[Run]) -> None:
 
 
 def _cores(runs: int) -> list[int | None]:
-    """The core of each worker; None where the system cannot bind a process to a core."""
+    """The core of each worker, as far as memory goes; None if the system cannot bind processes."""
     cores: list[int | None] = [None] * (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
         cores = [*sorted(os.sched_getaffinity(0))]
@@ -109,8 +111,8 @@ def _start_worker(free_cores: Any, trained: Any, stop: Any) -> None:
     _worker.update(trained=trained, stop=stop)
     if (core := free_cores.get()) is not None:
         os.sched_setaffinity(0, {core})
-    # The parent receives these signals too, and tells its workers. A worker that died while it
-    # waits for work would leave the others without any for ever.
+    # The parent receives these signals too, and tells its workers. SIGINT stays ignored; SIGTERM
+    # is, while a worker waits: if it died then, the others would never be given work again.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

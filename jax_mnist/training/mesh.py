@@ -24,11 +24,12 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
 
     If both `replica_devices` and `data_devices` are 0, all devices go to `replica` if there are
     several replicas; else as many go to `data` as can share the batch evenly and its ghost batches
-    whole. If one of them is 0, it counts as 1.
+    whole (in several processes, all). If only one of them is 0, it counts as 1.
 
     Args:
       config: See `config.FIELDS`.
-      replicas: How many train together. If `replica` does not divide them, devices idle.
+      replicas: How many train together. If `replica` does not divide them, spare
+        copies of the last one fill the mesh.
 
     Raises:
       ConfigError: There are too few devices, the batch or its ghost batches cannot be shared

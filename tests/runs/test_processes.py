@@ -145,7 +145,7 @@ def test_when_one_of_two_processes_is_lost_the_other_ends_and_one_resumes(tmp_pa
     for path in (tmp_path / "ghost").glob("*/config.json"):
         path.write_text(path.read_text().replace('"epochs": 200', f'"epochs": {epochs}'))
     records = train(config(replicas=3, epochs=epochs, data_devices=4), tmp_path / "ghost")
-    assert f"resuming after epoch {newest // 10}" in capsys.readouterr().err
+    assert f"resuming in epoch {newest // 10}, after step 10" in capsys.readouterr().err
     assert all(len(record["metrics"]["seconds"]) == epochs for record in records)
 
 

@@ -71,7 +71,7 @@ def test_a_stopped_run_saves_and_resumes_to_the_same_result(whole, tmp_path, num
     assert process.returncode == status, errors
     assert errors.splitlines()[-1].endswith("run the same command again to resume")
     assert not (workdir / "history.pkl").exists()
-    assert "resuming after epoch" in finish(workdir)
+    assert "resuming in epoch" in finish(workdir)
     assert_same_results(workdir, whole)
 
 

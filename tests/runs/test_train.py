@@ -168,7 +168,7 @@ def test_a_run_that_was_cut_off_resumes_even_if_a_field_is_new(run, tmp_path, ca
     del known["shear"]  # as if the run had been begun before the field was added
     (workdir / "config.json").write_text(json.dumps(known))
     (record,) = train(config(), workdir)
-    assert "resuming after epoch 1, step 0 of 4" in capsys.readouterr().err
+    assert "resuming in epoch 1, after step 4 of 4" in capsys.readouterr().err
     assert_same(record, run[1])
 
 
@@ -178,9 +178,9 @@ def test_more_and_fewer_seeds_of_runs_that_were_cut_off(run, tmp_path, capsys, b
     with pytest.raises(Cut):
         train_together(run_lib.replicas("small", config(replicas=before), workdir), cut_after(1))
     records = train(config(replicas=after), workdir)
-    assert capsys.readouterr().err.count("resuming after epoch 1, ") == 1
+    assert capsys.readouterr().err.count("resuming in epoch 1, ") == 1
     train(config(replicas=3), workdir)
-    assert capsys.readouterr().err.count("resuming after epoch 1, ") == (after == 2)
+    assert capsys.readouterr().err.count("resuming in epoch 1, ") == (after == 2)
     assert_same(records[0], run[1])
     (alone,) = train(config(seed=1), tmp_path / "alone" / "small")
     assert_same(records[1], alone)
@@ -191,7 +191,7 @@ def test_a_run_killed_between_its_last_writes_resumes_at_its_end(tmp_path, capsy
     (expected,) = train(config(), workdir)
     (workdir / "history.pkl").unlink()
     (record,) = train(config(), workdir)
-    assert "resuming after epoch 2, step 0" in capsys.readouterr().err
+    assert "resuming in epoch 2, after step 4" in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, record, expected)
 
 
@@ -208,7 +208,7 @@ def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch,
     assert error.value.signal == signal.SIGTERM
     assert (one.workdir / "checkpoints" / "6.msgpack").exists()
     (record,) = train_together([one], ignore)
-    assert "resuming after epoch 1, step 2 of 4" in capsys.readouterr().err
+    assert "resuming in epoch 2, after step 2 of 4" in capsys.readouterr().err
     assert_same(record, run[1])
 
 

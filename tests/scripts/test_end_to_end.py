@@ -134,7 +134,7 @@ def test_a_study_that_is_stopped_saves_and_resumes(tmp_path):
         cwd=tmp_path, tiny=True,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
-    assert "resuming after epoch" in again.stderr
+    assert "resuming in epoch" in again.stderr
     assert (tmp_path / "runs" / "study" / "report.md").exists()
 
 
