@@ -17,7 +17,7 @@ from command_line import fail, run
 from ml_collections import config_flags
 
 from jax_mnist import config
-from jax_mnist.analysis import report
+from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study
 
 VARIANTS = claims.ORIGINAL  # what is trained if no files are named
