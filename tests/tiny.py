@@ -3,10 +3,12 @@
 `python tests/tiny.py scripts/train.py ...` runs a script with it, in worker processes too.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import pytest
 
 from jax_mnist import config as config_lib
@@ -35,14 +37,21 @@ class Tiny(nn.Module):
         return nn.Dense(10)(x)
 
 
-def use(patch):
-    """Makes the program train `Tiny`; `patch` undoes it."""
-    patch.setattr(
-        recipe,
-        "make_model",
-        lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
-    )
-    patch.setattr(train, "layer_table", lambda model: "a tiny network")
+@contextlib.contextmanager
+def network():
+    """Makes the program train `Tiny`, compiled quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            recipe,
+            "make_model",
+            lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
+        )
+        patch.setattr(train, "layer_table", lambda model: "a tiny network")
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
 
 
 def config(**fields):
@@ -68,7 +77,7 @@ def without_times(record):
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in worker processes
-    use(pytest.MonkeyPatch())
+    contextlib.ExitStack().enter_context(network())
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))

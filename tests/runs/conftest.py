@@ -6,6 +6,5 @@ import tiny
 
 @pytest.fixture(autouse=True, scope="module")
 def _tiny_network():
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.use(patch)
+    with tiny.network():
         yield

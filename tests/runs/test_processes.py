@@ -1,5 +1,6 @@
 """Several devices and hosts: the same runs, spread."""
 
+import functools
 import os
 import signal
 import socket
@@ -25,10 +26,9 @@ def config(**fields):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
+    """A function that gives the records of one device."""
     folder = tmp_path_factory.mktemp("alone")
-    return {
-        norm: train(config(norm=norm, replicas=3), folder / norm) for norm in ("ghost", "batch")
-    }
+    return functools.cache(lambda norm: train(config(norm=norm, replicas=3), folder / norm))
 
 
 def assert_agree(records, expected, **tolerance):
@@ -53,10 +53,10 @@ def assert_agree(records, expected, **tolerance):
 def test_replicas_on_devices_of_their_own_are_exactly_those_of_one_device(
     alone, tmp_path, number, thorough
 ):
-    if number == 8 and not thorough:
-        pytest.skip("four devices show it; --thorough runs eight")
+    if not thorough:
+        pytest.skip("the test of two processes shows it on eight devices")
     records = train(config(replicas=3, replica_devices=number), tmp_path / "ghost")
-    assert_agree(records, alone["ghost"], rtol=0)
+    assert_agree(records, alone("ghost"), rtol=0)
     assert records[0]["device"]["count"] == number
     loaded = history.load(tmp_path / "ghost" / "seed-2" / "history.pkl")
     jax.tree.map(np.testing.assert_array_equal, loaded, records[2])
@@ -65,11 +65,11 @@ def test_replicas_on_devices_of_their_own_are_exactly_those_of_one_device(
 @pytest.mark.parametrize("norm", ["ghost", "batch"])
 @pytest.mark.parametrize("shape", [(1, 4), (1, 8), (2, 4)])
 def test_a_batch_spread_over_devices_gives_the_same_run(alone, tmp_path, norm, shape, thorough):
-    if shape != (2, 4) and not thorough:
-        pytest.skip("a mesh of both axes shows it; --thorough runs those of one")
+    if (norm, shape) != ("ghost", (2, 4)) and not thorough:
+        pytest.skip("a mesh of both axes shows it; --thorough runs those of one, and batch norm")
     spread = {"replica_devices": shape[0], "data_devices": shape[1]}
     records = train(config(norm=norm, replicas=3, **spread), tmp_path / norm)
-    assert_agree(records, alone[norm], rtol=2e-3, atol=2e-3)
+    assert_agree(records, alone(norm), rtol=2e-3, atol=2e-3)
 
 
 def start(workdir, shape, *options, of_second=()):
@@ -131,11 +131,16 @@ def test_two_processes_train_the_replicas_of_one(alone, tmp_path):
     (first, _), second = finish(start(tmp_path / "ghost", (8, 1)))
     assert "seed 2: validation accuracy" in first
     assert second[1] == "" and all(line.startswith("[Gloo]") for line in second[0].splitlines())
-    assert_agree(load(tmp_path / "ghost"), alone["ghost"], rtol=0)
+    assert_agree(load(tmp_path / "ghost"), alone("ghost"), rtol=0)
 
 
-def test_when_one_of_two_processes_is_lost_the_other_ends_and_one_resumes(tmp_path, capsys):
-    lose_one(tmp_path / "ghost", (1, 8))
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8)])
+def test_when_one_of_two_processes_is_lost_the_other_ends_and_one_resumes(
+    tmp_path, capsys, shape, thorough
+):
+    if shape == (1, 8) and not thorough:
+        pytest.skip("waits for a heartbeat: --thorough")
+    lose_one(tmp_path / "ghost", shape)
     newest = min(
         max(int(path.stem) for path in (tmp_path / "ghost" / f"seed-{n}" / "checkpoints").iterdir())
         for n in range(3)
@@ -159,7 +164,7 @@ def test_a_run_that_lost_a_process_resumes_in_two_to_the_same_result(alone, tmp_
     first.communicate(timeout=200)
     second.communicate()
     finish(start(workdir, (8, 1)))
-    assert_agree(load(workdir), alone["ghost"], rtol=0)
+    assert_agree(load(workdir), alone("ghost"), rtol=0)
 
 
 def test_what_one_process_refuses_ends_both_at_once(tmp_path):
@@ -172,7 +177,9 @@ def test_what_one_process_refuses_ends_both_at_once(tmp_path):
     assert not workdir.exists()
 
 
-def test_two_processes_stop_at_the_same_step(tmp_path):
+def test_two_processes_stop_at_the_same_step(tmp_path, thorough):
+    if not thorough:
+        pytest.skip("slow; stopping and processes are tested by themselves")
     workdir = tmp_path / "ghost"
     first, second = processes = start(workdir, (1, 8), "--config.epochs=2000")
     wait_for_checkpoint(workdir, first)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_scripts import ForkedScripts
 from PIL import Image
 
 from jax_mnist.data import datasets
@@ -65,6 +66,12 @@ def test_train_then_plot(tmp_path):
     for name in pictures:
         with Image.open(tmp_path / "figures" / name) as picture:
             picture.verify()
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with ForkedScripts() as forked:
+        yield forked
 
 
 FEW = [
@@ -186,8 +193,8 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
         ),
     ],
 )
-def test_a_bad_study_or_sweep_ends_in_one_line(name, arguments, message, tmp_path):
-    result = script(name, *arguments, cwd=tmp_path)
+def test_a_bad_study_or_sweep_ends_in_one_line(name, arguments, message, tmp_path, scripts):
+    result = scripts.run(ROOT / "scripts" / name, *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -204,8 +211,9 @@ def test_a_bad_study_or_sweep_ends_in_one_line(name, arguments, message, tmp_pat
         (["surplus"], "unexpected argument 'surplus'"),
     ],
 )
-def test_a_bad_command_line_ends_in_one_line(arguments, message, tmp_path):
-    result = script("train.py", "--config", ROOT / "configs" / "gbn.py", *arguments, cwd=tmp_path)
+def test_a_bad_command_line_ends_in_one_line(arguments, message, tmp_path, scripts):
+    command = ["--config", ROOT / "configs" / "gbn.py", *arguments]
+    result = scripts.run(ROOT / "scripts" / "train.py", *command, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr
@@ -217,8 +225,9 @@ def test_a_bad_command_line_ends_in_one_line(arguments, message, tmp_path):
     ("name", "more"),
     [("train.py", []), ("train.py", ["--config.l2=0"]), ("sweep.py", ["--vary=l2=0"])],
 )
-def test_a_missing_config_file_ends_in_one_line(name, more, tmp_path):
-    result = script(name, "--config", "nowhere.py", *more, cwd=tmp_path)
+def test_a_missing_config_file_ends_in_one_line(name, more, tmp_path, scripts):
+    command = ["--config", "nowhere.py", *more]
+    result = scripts.run(ROOT / "scripts" / name, *command, cwd=tmp_path)
     assert result.returncode == 2
     assert "nowhere.py" in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -84,8 +84,7 @@ def train_or_refuse(fields):
         return True
 
 
-def test_a_generated_config_trains_or_is_refused_in_one_line(thorough, monkeypatch):
-    tiny.use(monkeypatch)
+def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
     trained = []
 
     @settings(max_examples=500 if thorough else 12, deadline=None, derandomize=True, database=None)
@@ -96,7 +95,8 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough, monkeypat
         if len(trained) % 20 == 0:
             jax.clear_caches()  # a process may map only so many programs
 
-    check()
+    with tiny.network():
+        check()
     assert {True, False} == set(trained)
 
 
