@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -38,8 +39,8 @@ class Tiny(nn.Module):
 
 
 @contextlib.contextmanager
-def network():
-    """Makes the program train `Tiny`, compiled quickly."""
+def network(quickly_compiled=True):
+    """Makes the program train `Tiny`, compiled quickly if little is trained with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             recipe,
@@ -47,7 +48,7 @@ def network():
             lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
         )
         patch.setattr(train, "layer_table", lambda model: "a tiny network")
-        jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update("jax_disable_most_optimizations", quickly_compiled)
         try:
             yield
         finally:
@@ -77,7 +78,8 @@ def without_times(record):
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in worker processes
-    contextlib.ExitStack().enter_context(network())
+    _used = network("QUICKLY_COMPILED" in os.environ)  # kept, or it would end at once
+    _used.__enter__()
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))

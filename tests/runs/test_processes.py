@@ -86,6 +86,7 @@ def start(workdir, shape, *options, of_second=()):
     ]  # fmt: skip
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+        "QUICKLY_COMPILED": "1",
     }  # fmt: skip
     return [
         subprocess.Popen(
