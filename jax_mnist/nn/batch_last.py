@@ -103,7 +103,7 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
 def _add_positions(total: Array, x: Array, dy: Array) -> Array:
     features, rows, channels, columns, batch = total.shape
     height, _, width, _ = dy.shape
-    dy = dy.reshape(height, features, 1, 1, width, batch)
+    dy = dy.reshape((height, features, 1, 1, width, batch))
     terms = [
         lax.slice(x, (h, 0, w, 0), (h + rows, channels, w + columns, batch)) * dy_there
         for h, dy_row in enumerate(lax.split(dy, (1,) * height))

@@ -189,7 +189,8 @@ def _check_fields(record: object) -> None:
             "install the version that wrote it, or train again"
         )
     _typed(record, dict, "config", "metrics", "normalization")
-    _typed(record, dict, "predictions", "mistakes", "packages", "device")
+    _typed(record, dict, "predictions", "mistakes")
+    _typed(record, dict, "packages", "device")
     _typed(record, int, "seed", "parameters")
     _typed(record, str, "name", "variables_sha256")
     _typed(record, list, "label_names")
@@ -202,11 +203,11 @@ def _check_fields(record: object) -> None:
 
 
 def _check_metrics(metrics: Record) -> None:
-    epochs = len(_array(metrics, METRICS[0], np.float64, -1))
+    epochs = len(_array(metrics, METRICS[0], np.float64, (-1,)))
     if not epochs:
         raise HistoryError("the record holds no epoch")
     for key in {*METRICS, *metrics}:
-        _array(metrics, key, np.float64, epochs)
+        _array(metrics, key, np.float64, (epochs,))
     for key in ("train_accuracy", "validation_accuracy"):
         if not np.all((metrics[key] >= 0) & (metrics[key] <= 1)):
             raise HistoryError(f"{key} leaves [0, 1]: give fractions, not percent")
@@ -215,15 +216,15 @@ def _check_metrics(metrics: Record) -> None:
 def _check_predictions(record: Record) -> None:
     classes = len(record["label_names"])
     predictions, mistakes = record["predictions"], record["mistakes"]
-    labels = _array(predictions, "label", np.int32, -1)
-    predicted = _array(predictions, "prediction", np.int32, len(labels))
-    _array(predictions, "probabilities", np.float32, len(labels), classes)
+    labels = _array(predictions, "label", np.int32, (-1,))
+    predicted = _array(predictions, "prediction", np.int32, (len(labels),))
+    _array(predictions, "probabilities", np.float32, (len(labels), classes))
     if not len(labels):
         raise HistoryError("the record holds no prediction")
     if min(labels.min(), predicted.min()) < 0 or max(labels.max(), predicted.max()) >= classes:
         raise HistoryError(f"label or prediction leaves the {classes} classes of label_names")
-    index = _array(mistakes, "index", np.int32, -1)
-    _array(mistakes, "images", np.uint8, len(index), 28, 28)
+    index = _array(mistakes, "index", np.int32, (-1,))
+    _array(mistakes, "images", np.uint8, (len(index), 28, 28))
     if not np.array_equal(index, np.flatnonzero(labels != predicted)):
         raise HistoryError("mistakes index is not where label and prediction differ, ascending")
 
@@ -234,7 +235,7 @@ def _typed(mapping: Record, kind: type, *keys: str) -> None:
             raise HistoryError(f"{key} is missing or not of type {kind.__name__}")
 
 
-def _array(mapping: Record, key: str, dtype: type, *shape: int) -> np.ndarray:
+def _array(mapping: Record, key: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """Returns an array of the mapping after checking its type and shape; -1 is any size."""
     value = mapping.get(key)
     if not isinstance(value, np.ndarray):
