@@ -1,5 +1,6 @@
 """A finished run in use: its network is loaded, and names digits."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from jax_mnist import config
 from jax_mnist.data import datasets
 from jax_mnist.inference.predict import load, predict
-from jax_mnist.runs import history, loop
+from jax_mnist.runs import history
+from jax_mnist.runs.train import train
 
 ROOT = Path(__file__).parents[2]
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
@@ -35,9 +37,9 @@ def test_what_was_trained_here_answers_as_it_recorded(thorough, tmp_path):
     settings = config.base()
     settings.update(
         epochs=1, train_split="train[:1280]", validation_split="test[:50]", norm="ghost",
-        replicas=2, mesh="data=1",
+        replicas=2, data_devices=1,
     )  # fmt: skip
-    loop.train(settings, tmp_path)
+    train(settings, tmp_path)
     images = datasets.load("mnist", "test[:50]").images[..., 0]
     network = load(tmp_path)
     recorded = [record["predictions"]["probabilities"] for record in network.records]
@@ -89,7 +91,7 @@ def test_bad_arguments_end_in_one_line(run, scripts, name, arguments, message, t
 @pytest.mark.parametrize("weights", [b"\x01", b"\x80", b"\x81\xa6params\x80"])
 def test_weights_of_another_network_are_refused(run, tmp_path, weights):
     record = history.load(run / "seed-0" / "history.pkl")
-    record["variables_sha256"] = ""  # not known
+    record["variables_sha256"] = hashlib.sha256(weights).hexdigest()
     history.save(tmp_path / "history.pkl", record)
     (tmp_path / "variables.msgpack").write_bytes(weights)
     with pytest.raises(ValueError, match="holds weights of another network"):
