@@ -61,7 +61,7 @@ def main():
     parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    print("| norm | mesh | collective operations a step | bytes a step |")
+    print("| norm | devices | collective operations | bytes |")
     print("| --- | --- | --- | --- |")
     for norm, shape, batch_size in (
         ("ghost", (DEVICES, 1), 128),
@@ -69,8 +69,8 @@ def main():
         ("batch", (1, DEVICES), 32 * DEVICES),
     ):
         number, size = collectives(norm, *shape, batch_size)
-        mesh = "`replica_devices={}`, `data_devices={}`".format(*shape)
-        print(f"| {norm} | {mesh} | {number} | {size:,} |", flush=True)
+        use = "replicas" if shape[0] > 1 else "data"
+        print(f"| {norm} | {DEVICES} for {use} | {number} | {size:,} |", flush=True)
 
 
 if __name__ == "__main__":
