@@ -1,5 +1,6 @@
 """A run as a process: stopped, killed, out of disk, it resumes to the same result."""
 
+import functools
 import json
 import shutil
 import signal
@@ -25,7 +26,11 @@ OPTIONS = [
 def start(workdir, program=(ROOT / "tests" / "tiny.py",), options=()):
     """The script, or a program that runs it, as a process."""
     command = [sys.executable, *program, SCRIPT, *OPTIONS, f"--workdir={workdir}", *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # Tests may run in the background, where SIGINT is ignored, and stays so.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def finish(workdir):
