@@ -1,4 +1,4 @@
-"""What the scripts share: parsing flags, and reporting errors in one line."""
+"""Shared by the scripts: parsing flags, and reporting errors in one line."""
 
 import os
 import signal

@@ -101,8 +101,8 @@ def read_array(path: Path, dimensions: int) -> np.ndarray:
       A read-only uint8 array.
 
     Raises:
-      DatasetError: The file cannot be read, is no IDX file of bytes in so many dimensions, or
-        does not hold exactly the bytes that its header announces.
+      DatasetError: The file cannot be read, is not an IDX file of bytes with this many
+        dimensions, or does not hold exactly the bytes that its header announces.
     """
     zipped = path.suffix == ".gz"
     try:

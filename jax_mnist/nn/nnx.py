@@ -74,7 +74,7 @@ class GhostBatchNorm(nnx.BatchNorm):
 
         Raises:
           ValueError: See `ghost_batch_norm.ghost_batch_norm` and `update_running_statistics`; or
-            `use_running_average` is given nowhere.
+            `use_running_average` is given neither here nor as an attribute.
         """
         inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is None or inference:
