@@ -143,7 +143,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Empty caches, so that a first start compiles everything.
+            # Caches of this benchmark alone, so that a first start compiles everything.
             env=os.environ
             | {
                 "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",

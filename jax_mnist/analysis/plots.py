@@ -22,7 +22,7 @@ from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 
-# Each of eight lines has a marker of its own besides its colour, and every other one is dashed.
+# Each of eight lines has its own marker besides its colour, and every other one is dashed.
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 

@@ -91,11 +91,7 @@ def _find(folder: Path, name: str, kind: str) -> Path:
 
 
 def read_array(path: Path, dimensions: int) -> np.ndarray:
-    """Reads a file of bytes, which is decompressed if its name ends with `.gz`.
-
-    Args:
-      path: The file.
-      dimensions: The number of dimensions that the array must have.
+    """Reads a file of bytes in so many dimensions; decompresses it if its name ends with `.gz`.
 
     Returns:
       A read-only uint8 array.

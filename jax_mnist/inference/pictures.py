@@ -21,9 +21,6 @@ class PictureError(ValueError):
 def read(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a PNG or JPEG picture of one digit, of any size, in colour or not.
 
-    Args:
-      path: The file.
-
     Returns:
       uint8 `[28, 28]`, the digit placed as in MNIST; see `centre`.
 

@@ -38,9 +38,6 @@ def load(workdir: str | os.PathLike[str]) -> TrainedNetwork:
       workdir: The folder of the run. It may hold one run, or several replicas in subfolders
         `seed-N`; replicas that diverged are left out.
 
-    Returns:
-      The network with the weights of all its replicas.
-
     Raises:
       HistoryError: The folder holds no finished run, its history cannot be read, or every replica
         diverged.

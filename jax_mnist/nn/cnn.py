@@ -49,7 +49,7 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def batch_norm(*, batch_axis: int, **arguments: Any) -> nn.BatchNorm:
-    """Makes a `flax.linen.BatchNorm`, which reduces all but the features without `batch_axis`."""
+    """Makes a `flax.linen.BatchNorm`, which does not need to know `batch_axis`."""
     return nn.BatchNorm(**arguments)
 
 

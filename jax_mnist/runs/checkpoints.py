@@ -116,8 +116,8 @@ def _checked(contents: dict[str, Any], template: TrainState) -> dict[str, Any]:
 def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups runs by the newest step that their members all have an intact checkpoint of.
 
-    Runs without a checkpoint are a group of their own. A process that is killed while saving
-    leaves runs at different steps: a run joins those furthest behind if it still has their step.
+    Runs without a checkpoint form a group. A process that is killed while saving may
+    leave runs at different steps: a run joins those furthest behind if it still has their step.
     """
     steps = {run.workdir: intact_steps(run) for run in runs}
     groups = [[run for run in runs if not steps[run.workdir]]]

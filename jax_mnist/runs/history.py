@@ -79,10 +79,7 @@ def save(path: PathLike, record: Record) -> None:
 
 
 def load(path: PathLike) -> Record:
-    """Reads and validates a record; nothing in the file is trusted or run.
-
-    Args:
-      path: A file that `save` wrote.
+    """Reads and validates a record that `save` wrote; nothing in the file is trusted or run.
 
     Returns:
       The record. Its arrays are C-contiguous, writable and in native byte order.

@@ -102,7 +102,7 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     """Prepares runs for training.
 
     Args:
-      runs: At least one; a group from `run.group_by_program`.
+      runs: A group from `run.group_by_program`.
 
     Returns:
       The program, and the progress before the first step.

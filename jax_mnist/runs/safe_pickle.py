@@ -52,9 +52,6 @@ def dumps(value: object) -> bytes:
 def loads(data: bytes) -> Any:
     """Reads what `dumps` wrote. Memory stays below a few times the size of the data.
 
-    Args:
-      data: The whole pickle.
-
     Returns:
       The value. Its arrays are C-contiguous, writable and in native byte order.
 

@@ -76,17 +76,11 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
 
 
 def train_all(runs: Sequence[Run]) -> list[Record]:
-    """Trains the runs that are not finished, with one progress bar, and returns all records.
+    """Trains the unfinished runs, with one progress bar, and returns all records in order.
 
     If interrupted, call it again to resume. On a CPU each core trains one run in its own
     process, since small networks gain little from several cores. Elsewhere all runs that share a
     program train together.
-
-    Args:
-      runs: Runs, each with a folder of its own.
-
-    Returns:
-      The records, in the order of the runs.
 
     Raises:
       ConfigError: A folder holds a run of another config, and nothing was trained; or see

@@ -126,7 +126,7 @@ def train_together(
     history ends with that epoch, and it has no variables. The other runs go on.
 
     Args:
-      runs: At least one; a group from `groups_to_train`.
+      runs: A group from `groups_to_train`.
       observe: Called with the program and the progress, before training and after every few steps.
       policy: When checkpoints are saved.
 
