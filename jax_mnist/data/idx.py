@@ -91,7 +91,7 @@ def _find(folder: Path, name: str, kind: str) -> Path:
 
 
 def read_array(path: Path, dimensions: int) -> np.ndarray:
-    """Reads a file of bytes in so many dimensions; decompresses it if its name ends with `.gz`.
+    """Reads a `dimensions`-dimensional IDX file of bytes; `.gz` files are decompressed.
 
     Returns:
       A read-only uint8 array.

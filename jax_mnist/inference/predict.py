@@ -76,7 +76,7 @@ def predict(network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
 
     Args:
       network: As returned by `load`.
-      images: uint8 `[batch, 28, 28]`, white digits (255) on black (0).
+      images: The images, uint8 `[batch, 28, 28]`, white digits (255) on black (0).
 
     Returns:
       float32 `[batch, 10]`, the mean of the replicas' probabilities.

@@ -52,7 +52,7 @@ def ghost_batch_norm(
     variance `v`, every entry becomes `(x - mu) / sqrt(v + epsilon) * scale + bias`.
 
     Args:
-      x: The input, `[batch, ..., features]`, or with its axes as `batch_axis` and `axis` say.
+      x: The input, `[batch, ..., features]`, or with the axes given by `batch_axis` and `axis`.
       scale: `[*features]`, or None for 1.
       bias: `[*features]`, or None for 0.
       ghost_batch_size: Examples in a ghost batch, at least 1. If there are no more examples than

@@ -64,7 +64,7 @@ class GhostBatchNorm(nnx.BatchNorm):
         """Normalises `x`; in training also updates `mean` and `var`.
 
         Args:
-          x: The input, `[batch, ..., features]`, or with the features where `axis` says.
+          x: The input, `[batch, ..., features]`, or with the features at `axis`.
           use_running_average: Whether to normalise with the running statistics (inference). Takes
             precedence over the attribute of this name.
           mask: Boolean, broadcastable to `x`: which entries count in the statistics.

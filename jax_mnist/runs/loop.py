@@ -42,7 +42,7 @@ class Program(NamedTuple):
         than runs, to fill the mesh; the results of the spare ones are ignored.
       mesh: The devices, or None for one.
       train: The training examples, on the devices.
-      validation: The validation examples, likewise.
+      validation: The validation examples, on the devices.
       label_names: The names of the classes.
       data_digests: SHA-256 of both splits, if they may have changed when the runs resume.
       epochs: Length of the training.

@@ -1,4 +1,4 @@
-"""Pickles of plain Python values and NumPy arrays that are safe to read, whoever wrote them.
+"""Pickles of plain Python values and NumPy arrays that are safe to read from strangers.
 
 `pickle.load` runs whatever a file asks for, as its documentation warns. The pickles written here
 ask for nothing: they hold dicts, lists, numbers, strings, bytes, booleans and None. An array is a

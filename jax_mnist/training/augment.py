@@ -36,7 +36,7 @@ class AugmentParams:
 
     Attributes:
       brightness: The factor is uniform in `[max(0, 1 - brightness), 1 + brightness]`.
-      contrast: Likewise.
+      contrast: The factor is uniform in `[max(0, 1 - contrast), 1 + contrast]`.
       rotation: In degrees; the angle is uniform in `[-rotation, rotation]`.
       shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
       scale: The factor is uniform in `[1 - scale, 1 + scale]`.

@@ -45,7 +45,7 @@ def predict(
     Args:
       model: The network; static.
       variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
-      images: uint8 `[batch, 28, 28, 1]`.
+      images: The images, uint8 `[batch, 28, 28, 1]`.
       normalization: The constants used in training; static.
       mesh: The devices; static. The number along the axis `data` must divide the batch.
 

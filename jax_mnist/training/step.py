@@ -50,11 +50,11 @@ def _train_step(
     """One step on the examples `index` of `data`.
 
     Args:
-      recipe: Static.
-      hyper: Scalars.
+      recipe: What the step is compiled for; static.
+      hyper: The hyper-parameters, scalars.
       state: The state before the step.
-      data: uint8 images `[n, 28, 28, 1]` and int32 labels `[n]`, on the device.
-      index: int32 `[batch]`.
+      data: Images, uint8 `[n, 28, 28, 1]`, and labels, int32 `[n]`, on the device.
+      index: Indices of the examples, int32 `[batch]`.
 
     Returns:
       The state after the step, and the step's metrics, which are scalars.
@@ -132,12 +132,12 @@ def train_steps(
     """Many steps of several replicas, in one program.
 
     Args:
-      recipe: Static.
-      hyper: Values, each `[replicas]`.
+      recipe: What the step is compiled for; static.
+      hyper: The hyper-parameters, each `[replicas]`.
       state: The state before the first step, each leaf with a leading axis of replicas; see
         `state.init_replicas`.
       data: The examples, on the device, common to all replicas.
-      order: int32 `[replicas, steps, batch]`; see `epoch_order`.
+      order: Indices of examples, int32 `[replicas, steps, batch]`; see `epoch_order`.
 
     Returns:
       The states after the last step, and the metrics, each `[replicas, steps]`.
