@@ -16,7 +16,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name at its first use, so that `import jax_mnist` imports nothing else."""
+    """Imports a public name on first use, so that `import jax_mnist` imports nothing else."""
     if name == "__version__":
         return metadata.version("jax_mnist")
     if name in _HOMES:

@@ -1,7 +1,7 @@
-"""What an experiment may say: one table of fields, from which everything else about them follows.
+"""The configuration of an experiment, defined by one table of fields.
 
-`base()` makes a config of the defaults, `check()` refuses values that cannot be trained with, and
-`table()` documents the fields. To add a field, add a row here and use its value.
+`base()` returns the defaults, `check()` rejects invalid values, and `table()` documents the fields.
+To add a field, add a row to `FIELDS` and use its value.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ class Range(NamedTuple):
     closed: bool = True
 
     def holds(self, value: float) -> bool:
-        """Whether a finite value lies in the range."""
+        """Whether a value is finite and lies in the range."""
         return math.isfinite(value) and (
             self.low <= value < self.high or (self.closed and value == self.high)
         )
@@ -46,9 +46,9 @@ class Field(NamedTuple):
       name: Its name.
       default: Its value in `base()`; every value has the default's type.
       meaning: What it means, in one line.
-      allowed: The range or the choices of its values; None for any value.
+      allowed: The range or the choices of its values; None if any value is valid.
       unit: The unit of a number.
-      per_replica: Whether replicas that one compiled program trains may differ in it.
+      per_replica: Whether replicas in one compiled program may have different values.
       affects_results: Whether it affects results by more than rounding.
     """
 
@@ -61,7 +61,7 @@ class Field(NamedTuple):
     affects_results: bool = True
 
 
-_STRENGTH = Range(0, 1e38)  # the largest float32, about
+_STRENGTH = Range(0, 1e38)  # roughly the largest float32
 _FRACTION = Range(0, 1, closed=False)
 
 FIELDS = (
@@ -133,25 +133,24 @@ NO_EFFECT = tuple(field.name for field in FIELDS if not field.affects_results)
 
 
 def base() -> ConfigDict:
-    """The base that every experiment is a difference from: batch normalisation without decay.
+    """Returns the default config: batch normalisation without decay.
 
-    Returns:
-      A locked `ConfigDict` of the defaults: fields cannot be added, and keep their types.
+    It is a locked `ConfigDict`: no field can be added, and every field keeps its type.
     """
     return ConfigDict({field.name: field.default for field in FIELDS}).lock()
 
 
 def program_fields(config: ConfigDict) -> dict[str, Any]:
-    """What a compiled program is made for: configs that agree in this can train as replicas."""
+    """The values that a compiled program depends on: configs that share them can be replicas."""
     shared = {field.name: config[field.name] for field in FIELDS if not field.per_replica}
-    return shared | {"average": config.ema > 0}  # an average is part of the program, or is not
+    return shared | {"average": config.ema > 0}  # a program either keeps an average or does not
 
 
 def check(config: ConfigDict) -> None:
-    """Checks that every value can be trained with.
+    """Validates a config.
 
     Raises:
-      ConfigError: A value cannot; the message names its field.
+      ConfigError: A value is invalid, or a field is missing or unknown; the message names it.
     """
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         raise ConfigError(
@@ -189,12 +188,12 @@ def _check_value(field: Field, value: Any) -> None:
 
 
 def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an earlier config, with the default of every field that it does not have."""
+    """The values of an older config, with defaults for the fields that it lacks."""
     return {field.name: field.default for field in FIELDS} | dict(found)
 
 
 def table() -> str:
-    """The fields as a Markdown table, which is also the help text of the scripts."""
+    """The fields as a Markdown table, which is also part of the scripts' help text."""
     rows = ["| field | default | values | meaning |", "| --- | --- | --- | --- |"]
     for field in FIELDS:
         allowed = field.allowed

@@ -4,7 +4,7 @@ python scripts/benchmark.py                 # a table; the peers need pip instal
 python scripts/benchmark.py --json          # one JSON object
 python scripts/benchmark.py --scale         # growth with batch size, ghost size and replicas
 
-Each contestant is a process of its own, which does nothing while another is measured. An epoch is
+Each contestant runs in its own process, which is idle while another is measured. An epoch is
 468 training steps on 128 images, augmented, and the evaluation of the 10,000 test images. The first
 epoch of each contestant is not counted.
 """
@@ -29,10 +29,10 @@ import numpy as np
 BATCH = 128
 
 
-# The contestants. Each is a function of the data (a dict of arrays, or None where it loads its
-# own) and the number of training steps on 128 images, and gives two functions: `first_step()`,
-# which takes a step (ours the 26 of one call), and `epoch()`, which takes them all and evaluates,
-# giving the accuracy.
+# The contestants. Each is a function of the data (a dict of arrays, or None if it loads its
+# own) and the number of training steps on 128 images, and returns two functions: `first_step()`,
+# which takes a step (ours takes all those of one call), and `epoch()`, which takes all steps,
+# evaluates, and returns the accuracy.
 
 
 def ours(norm, batch_size=BATCH, replicas=1, **fields):
@@ -118,7 +118,7 @@ def work(name, steps, folder):
 
 
 def peak_memory(name):
-    """Of the device where it has memory of its own, else of the process and its largest child."""
+    """Megabytes: of the device if it has memory, else of the process and its largest child."""
     if name.startswith("torch"):
         import torch
 
@@ -143,12 +143,12 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Compiled programs of this benchmark alone: a first start is a first start.
+            # Caches of this benchmark alone, so that a first start compiles everything.
             env=os.environ
             | {
                 "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",
                 "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
-                # Of a GPU, no more memory than it needs: the contestants share it.
+                # No more GPU memory than needed, since the contestants share it.
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             },
         )
@@ -171,12 +171,12 @@ class Worker:
 
 
 def measure(names, steps, rounds, folder):
-    """Rounds of one epoch each; gives a dict of results per name."""
+    """Measures rounds of one epoch each; returns a dict of results per name."""
     workers, results = {}, {}
     for name in names:
         print(f"starting {name}", file=sys.stderr, flush=True)
         workers[name] = Worker(name, steps, folder)
-        workers[name].ask("epoch")  # a later compilation, caches: not counted
+        workers[name].ask("epoch")  # warms up; not counted
         results[name] = {
             "images": steps * BATCH * REPLICAS.get(name, 1),
             "first_step_seconds": workers[name].first_step,
@@ -205,7 +205,7 @@ def second_start(names, steps, folder):
 
 
 def ceilings():
-    """Of this machine: GFLOP/s of a large float32 product, GB/s of a large copy."""
+    """Measures this machine: GFLOP/s of a large float32 product, GB/s of a large copy."""
     import jax
     import jax.numpy as jnp
 
@@ -227,7 +227,7 @@ def ceilings():
 
 
 def floor():
-    """Operations and bytes that one image costs at least in one training step.
+    """Returns the least operations and bytes that one image costs in a training step.
 
     Operations: two per product of a convolution and its two gradients (of the first layer, one).
     Bytes: each convolution's output and its gradient written once and read once, in float32.

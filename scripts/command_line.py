@@ -1,4 +1,4 @@
-"""What the scripts share: parsing flags, and reporting errors in one line."""
+"""Shared by the scripts: parsing flags, and reporting errors in one line."""
 
 import os
 import signal
@@ -36,8 +36,8 @@ def leave(message, code):
 def run(main):
     """Parses the flags and calls `main` with the list of the other arguments.
 
-    Exit codes: 2 for an error in the input, 1 if another process was lost, and 128 plus the signal
-    number if a signal stopped the script.
+    Exit codes: 2 for an error in the input, 1 if another process was lost, and 128 plus the number
+    of the signal that stopped the script.
     """
 
     def parse(argv):

@@ -4,7 +4,7 @@ python scripts/study.py                                         # the eight vari
 python scripts/study.py --seeds=20 --workdir=/some/dir
 python scripts/study.py configs/bn.py configs/l2.py --config.epochs=5   # chosen variants, a field
 
-A study that was stopped goes on with the runs that are not finished.
+If interrupted, run the same command again to resume.
 """
 
 import runpy
@@ -28,7 +28,7 @@ try:
     config_flags.DEFINE_config_dict(
         "config", config.base(), "--config.field=value sets a field in every variant."
     )
-except Exception as error:  # what is no field, on the command line
+except Exception as error:  # an unknown field on the command line
     fail(error)
 
 
@@ -36,7 +36,7 @@ def load(file, overrides):
     try:
         variant = runpy.run_path(str(file))["get_config"]()
         variant.update_from_flattened_dict(overrides)
-    except Exception as error:  # what a config file raises is its own
+    except Exception as error:  # a config file may raise anything
         fail(f"{file}: {error}")
     return variant
 

@@ -3,9 +3,9 @@
 python scripts/sweep.py --config configs/l2.py --vary l2=1e-5,1e-4,1e-3 --replicas 4
 python scripts/sweep.py --config configs/gbn.py --vary ghost_batch_size=16,32 --vary l2=0,1e-4
 
-A sweep is for choosing, so the test images stay out of it: it trains on train[:-10000] and ranks
-by train[-10000:], unless --config.train_split and --config.validation_split, both, say otherwise.
-A sweep that was stopped goes on with the runs that are not finished.
+A sweep chooses values, so it does not use the test images: it trains on train[:-10000] and ranks by
+train[-10000:], unless both --config.train_split and --config.validation_split are given.
+If interrupted, run the same command again to resume.
 """
 
 from pathlib import Path

@@ -4,11 +4,11 @@ python scripts/train.py --config configs/gbn.py
 python scripts/train.py --config configs/gbn.py --config.epochs=3 --workdir=/some/dir
 python scripts/train.py --config configs/gbn.py --config.replicas=4     # seeds 0 to 3
 
-Over several hosts, the same command on each; a common folder holds the results:
+On several hosts, run the same command on each, with a shared folder for the results:
 
 srun python scripts/train.py --config configs/gbn.py --distributed
 
-Slurm, Kubernetes and others tell JAX who is there; else say it on each host:
+Under Slurm, Kubernetes and others, JAX finds the processes; elsewhere, add on each host:
 --distributed --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 """
 

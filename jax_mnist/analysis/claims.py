@@ -1,4 +1,4 @@
-"""What the original system claimed, and the rule by which the runs of a study judge it.
+"""The claims of the original system, and the rule that judges them by the runs of a study.
 
 To add a claim about variants, add a `Claim` to `CLAIMS`; one about confused classes, to
 `CONFUSED_PAIRS`.
@@ -102,7 +102,7 @@ def judge(variants: Variants) -> list[Verdict]:
 
 
 def _effects(claim: Claim, variants: Variants) -> dict[str, Estimate]:
-    """The differences to each rival in the claimed direction; empty if one is not to be had."""
+    """The differences to each rival in the claimed direction; empty if one is missing."""
     rivals = [name for name in claim.rivals if name not in (claim.subject, *claim.exempt)]
     sign = -1 if claim.more else 1  # because the subject is what is subtracted
     effects = statistics.differences(

@@ -1,4 +1,4 @@
-"""What the figures of runs and of studies share: style, drawn metrics, grids of images."""
+"""Shared by the figures of runs and studies: style, drawn metrics, grids of images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ LOSS = Metric(
 
 
 def label_axis(axes: Axes, metric: Metric) -> None:
-    """Labels the ticks of the y axis, and turns an axis of accuracies with the better ones up."""
+    """Labels the ticks of the y axis, and inverts it for accuracies, so that better is up."""
     axes.yaxis.set_major_formatter(lambda height, _: metric.tick_text(height))
     if metric is ACCURACY:
         axes.invert_yaxis()

@@ -24,7 +24,7 @@ def self_contained(text: str, folder: Path) -> str:
     """Returns an HTML page that needs no other file.
 
     Args:
-      text: Markdown, whose first line is a heading. Texts from strangers have to be escaped.
+      text: Markdown, whose first line is a heading. Untrusted texts must be escaped.
       folder: Where the PNG files are that the text shows.
     """
 

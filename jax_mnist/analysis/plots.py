@@ -22,7 +22,7 @@ from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 
-# Each of eight lines has a marker of its own besides its colour, and every other one is dashed.
+# Each of eight lines has its own marker besides its colour, and every other one is dashed.
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 
@@ -32,7 +32,7 @@ def curves(records: Sequence[Record], metric: drawing.Metric) -> Figure:
     """Draws a metric over epochs, with one line for each of one or more records.
 
     Args:
-      records: Their results in the legend are in order, the best one first.
+      records: The runs; the legend lists the best one first.
       metric: `drawing.ACCURACY` or `drawing.LOSS`. The axis of accuracies is logarithmic in the
         error, which separates 99.4 from 99.5 % in the same picture as the first epoch's 90 %.
     """

@@ -1,4 +1,4 @@
-"""What one record says about its run: accuracy, errors, stability, confusions."""
+"""Measures of one run, from its record: accuracy, errors, stability, confusions."""
 
 from typing import NamedTuple
 

@@ -23,7 +23,7 @@ Measure = Callable[[Record], float]
 class Estimate(NamedTuple):
     """A mean, its 95 % interval, and the p-value of the hypothesis that the true mean is 0.
 
-    Without two different values there is neither: then the ends are NaN and p is 1.
+    If all values are equal, there is no interval: the ends are NaN, and p is 1.
     """
 
     mean: float

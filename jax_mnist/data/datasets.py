@@ -14,7 +14,7 @@ from absl import logging
 
 from jax_mnist.data import cache, files, idx, splits, tfds_builder
 from jax_mnist.data.catalogue import CATALOGUE, check_name, is_folder, name_of_contents
-from jax_mnist.data.catalogue import NAMES as NAMES  # exported again, as is digest below
+from jax_mnist.data.catalogue import NAMES as NAMES  # re-exported, as is digest below
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 from jax_mnist.data.types import digest as digest
 

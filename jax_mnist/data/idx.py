@@ -91,18 +91,14 @@ def _find(folder: Path, name: str, kind: str) -> Path:
 
 
 def read_array(path: Path, dimensions: int) -> np.ndarray:
-    """Reads a file of bytes, which is decompressed if its name ends with `.gz`.
-
-    Args:
-      path: The file.
-      dimensions: The number of dimensions that the array must have.
+    """Reads a `dimensions`-dimensional IDX file of bytes; `.gz` files are decompressed.
 
     Returns:
       A read-only uint8 array.
 
     Raises:
-      DatasetError: The file cannot be read, is no IDX file of bytes in so many dimensions, or
-        does not hold exactly the bytes that its header announces.
+      DatasetError: The file cannot be read, is not an IDX file of bytes with this many
+        dimensions, or does not hold exactly the bytes that its header announces.
     """
     zipped = path.suffix == ".gz"
     try:

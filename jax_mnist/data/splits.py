@@ -1,6 +1,6 @@
 """Split strings such as `"train[:80%]+test"`, with the meaning that they have in TFDS.
 
-TFDS has a parser of its own, but importing it takes from half a second to three seconds.
+TFDS has its own parser, but importing it takes from half a second to three seconds.
 """
 
 import re

@@ -21,9 +21,6 @@ class PictureError(ValueError):
 def read(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a PNG or JPEG picture of one digit, of any size, in colour or not.
 
-    Args:
-      path: The file.
-
     Returns:
       uint8 `[28, 28]`, the digit placed as in MNIST; see `centre`.
 
@@ -53,7 +50,7 @@ def centre(grey: np.ndarray) -> np.ndarray:
     separated from the paper by Otsu's threshold, and small specks are dropped.
 
     Args:
-      grey: float `[height, width]` in [0, 1], dark on light or light on dark.
+      grey: Grey levels, float `[height, width]` in [0, 1], dark on light or light on dark.
 
     Returns:
       uint8 `[28, 28]`, with the paper 0.
@@ -162,7 +159,7 @@ def _fit_to_box(digit: np.ndarray) -> np.ndarray:
 
 
 def _place(digit: np.ndarray) -> np.ndarray:
-    """Puts the digit's centre of mass at the centre of an image, as far as it fits."""
+    """Puts the digit's centre of mass at the centre of an image, as far as the digit fits."""
     top, left = (
         min(max(0, round(CENTRE - mass)), SIDE - length)
         for mass, length in zip(ndimage.center_of_mass(digit), digit.shape, strict=True)

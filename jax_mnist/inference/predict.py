@@ -38,9 +38,6 @@ def load(workdir: str | os.PathLike[str]) -> TrainedNetwork:
       workdir: The folder of the run. It may hold one run, or several replicas in subfolders
         `seed-N`; replicas that diverged are left out.
 
-    Returns:
-      The network with the weights of all its replicas.
-
     Raises:
       HistoryError: The folder holds no finished run, its history cannot be read, or every replica
         diverged.
@@ -79,7 +76,7 @@ def predict(network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
 
     Args:
       network: As returned by `load`.
-      images: uint8 `[batch, 28, 28]`, white digits (255) on black (0).
+      images: The images, uint8 `[batch, 28, 28]`, white digits (255) on black (0).
 
     Returns:
       float32 `[batch, 10]`, the mean of the replicas' probabilities.

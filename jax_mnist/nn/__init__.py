@@ -1,1 +1,1 @@
-"""What a network is made of: the norm, the network and its operations. Needs only JAX and Flax."""
+"""The network, its operations and its normalisation layers. Needs only JAX and Flax."""

@@ -1,7 +1,7 @@
 """Convolution and pooling with the batch as the last axis, which XLA compiles to fast CPU code.
 
-XLA's own CPU convolution is slow where there are few channels, above all the gradient with respect
-to the kernel. In arrays `[height, channels, width, batch]`, every operation of the network is a sum
+XLA's own CPU convolution is slow with few channels, above all its gradient with respect to the
+kernel. In arrays `[height, channels, width, batch]`, every operation of the network is a sum
 of products of whole vectors of examples, which XLA compiles to plain vector loops. Three things
 keep those loops fast. With them, a training step on 128 images took 24 ms on two cores:
 
@@ -9,8 +9,8 @@ keep those loops fast. With them, a training step on 128 images took 24 ms on tw
   reads its result, and the step takes 386 ms.
 - A sum is computed as `_PARTIAL_SUMS` interleaved sums, so that an addition need not wait for the
   one before it. With one sum, the step takes 29 ms.
-- What a loop reads again and again fits into a core's nearest cache. Without `_MAX_TERMS`, the step
-  takes 29 ms; with blocks of 144 positions instead of `_MAX_POSITIONS`, 169 ms.
+- The data that a loop reads repeatedly fits into a core's nearest cache. Without `_MAX_TERMS`, the
+  step takes 29 ms; with blocks of 144 positions instead of `_MAX_POSITIONS`, 169 ms.
 
 `operations.BATCH_LAST` makes these available to the network. Results are those of the usual
 operations, except for rounding.
@@ -136,7 +136,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 def max_pool(x: Array) -> Array:
     """The maximum over windows of 2x2, with stride 2, of `[height, channels, width, batch]`.
 
-    Where values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
+    If values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
     """
     return _max_pool_forward(x)[0]
 

@@ -49,7 +49,7 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def batch_norm(*, batch_axis: int, **arguments: Any) -> nn.BatchNorm:
-    """`flax.linen.BatchNorm`, which need not know `batch_axis`: it reduces all but the features."""
+    """Makes a `flax.linen.BatchNorm`, which does not need to know `batch_axis`."""
     return nn.BatchNorm(**arguments)
 
 
@@ -85,8 +85,8 @@ class CNN(nn.Module):
       norm: Makes a normalisation layer, as `norm(use_running_average=, axis=, batch_axis=, name=)`,
         where `axis` is the feature axis. For example
         `functools.partial(GhostBatchNorm, ghost_batch_size=32)`.
-      operations: What to compute with; by default, what is fastest on JAX's default backend. The
-        parameters and, but for rounding, the results are the same for all.
+      operations: The operations to use; by default, the fastest on JAX's default backend. All
+        use the same parameters, and give the same results except for rounding.
 
     Example::
 
@@ -170,5 +170,5 @@ def layer_table(model: CNN) -> str:
 
 
 def parameter_count(params: Any) -> int:
-    """The number of numbers in a tree of arrays, or of their shapes."""
+    """The number of elements in a tree of arrays, or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

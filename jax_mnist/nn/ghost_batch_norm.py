@@ -52,7 +52,7 @@ def ghost_batch_norm(
     variance `v`, every entry becomes `(x - mu) / sqrt(v + epsilon) * scale + bias`.
 
     Args:
-      x: The input, `[batch, ..., features]`, or with its axes as `batch_axis` and `axis` say.
+      x: The input, `[batch, ..., features]`, or with the axes given by `batch_axis` and `axis`.
       scale: `[*features]`, or None for 1.
       bias: `[*features]`, or None for 0.
       ghost_batch_size: Examples in a ghost batch, at least 1. If there are no more examples than
@@ -71,8 +71,8 @@ def ghost_batch_norm(
       The normalised array, of the shape of `x`, and the statistics of the ghost batches.
 
     Raises:
-      ValueError: `ghost_batch_size` is less than 1, `x` has fewer than two dimensions, or `axis` or
-        `batch_axis` is not an axis of `x`, or both name the same one.
+      ValueError: `ghost_batch_size` is less than 1, `x` has fewer than two dimensions, `axis` or
+        `batch_axis` is not an axis of `x`, or both name the same axis.
     """
     _check_size(ghost_batch_size)
     x = jnp.asarray(x)
@@ -80,8 +80,8 @@ def ghost_batch_norm(
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
     single = ghost_batch_size >= x.shape[batch_axis]
 
-    # If there are several ghost batches, take the moments of each example first: what is then left
-    # to cut into ghost batches is small, and the input itself is never cut or copied.
+    # If there are several ghost batches, take the moments of each example first: these are
+    # small and cheap to cut into ghost batches, and the input itself is never cut or copied.
     moments_dtype = jnp.result_type(x) if dtype is None else jnp.dtype(dtype)
     if force_float32_reductions:
         moments_dtype = jnp.promote_types(moments_dtype, jnp.float32)
@@ -128,15 +128,15 @@ def update_running_statistics(
 
     - `"mean"`: `r <- m r + (1 - m) sum_i n_i s_i / sum_i n_i`. One update a step, however many
       ghost batches there are, each weighted by its size.
-    - `"sequential"`: `r <- m r + (1 - m) s_i` for `i = 1 … k` in order, as in Algorithm 1 of the
-      paper, computed as `m^k r + (1 - m) sum_i m^(k-i) s_i`. The momentum acts once per ghost
-      batch, so the more ghost batches there are, the faster the past is forgotten.
+    - `"sequential"`: `r <- m r + (1 - m) s_i` for `i = 1 … k` in order, as in Algorithm 1 of
+      arXiv:1705.08741, computed as `m^k r + (1 - m) sum_i m^(k-i) s_i`. The momentum acts once per
+      ghost batch, so the more ghost batches there are, the faster the past is forgotten.
 
     A ghost batch without entries (all of it is masked) changes nothing under either rule.
 
     Args:
       running: Running mean and variance, each `[*features]`.
-      ghosts: What `ghost_batch_norm` returns.
+      ghosts: The statistics that `ghost_batch_norm` returns.
       momentum: The decay `m`, in [0, 1].
       stats_update: The rule.
       axis_name: The mapped axis (of `jax.shard_map`, `jax.pmap` or `jax.vmap`) to average over.
@@ -326,11 +326,11 @@ def _moments(
 ) -> list[Array]:
     """Number of entries, mean, and mean square or variance, over `axes`, which keep size 1.
 
-    It is the mean square for the fast variance. Computed as `flax.linen.BatchNorm` does.
+    The last is the mean square for the fast variance. Computed as in `flax.linen.BatchNorm`.
     """
     if mask is not None:
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-    # Where nothing is kept, any finite moments do, because they count as zero entries.
+    # If nothing is kept, the moments only have to be finite, because they count as zero entries.
     kept = None if mask is None else mask | ~mask.any(axes, keepdims=True)
     mean = x.mean(axes, keepdims=True, where=kept)
     second = _abs_sq(x if use_fast_variance else x - mean).mean(axes, keepdims=True, where=kept)
@@ -372,8 +372,8 @@ def _cut(
     Returns:
       The statistics of the ghost batches, and for each example, again along `axis`, `centre,
       multiplier, offset`, with which an entry becomes `(x - centre) * multiplier + offset`. With
-      the fast variance there is no centre, so that an entry and its gradient cost one product and
-      one sum; this costs the digits that the fast variance costs anyway.
+      the fast variance `centre` is None, so that an entry and its gradient cost one product and
+      one sum; the digits that this loses are lost by the fast variance anyway.
     """
     merge = functools.partial(_merge, axis=axis, use_fast_variance=use_fast_variance)
     start, ghosts, examples = 0, [], []

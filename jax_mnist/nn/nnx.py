@@ -64,7 +64,7 @@ class GhostBatchNorm(nnx.BatchNorm):
         """Normalises `x`; in training also updates `mean` and `var`.
 
         Args:
-          x: The input, `[batch, ..., features]`, or with the features where `axis` says.
+          x: The input, `[batch, ..., features]`, or with the features at `axis`.
           use_running_average: Whether to normalise with the running statistics (inference). Takes
             precedence over the attribute of this name.
           mask: Boolean, broadcastable to `x`: which entries count in the statistics.
@@ -74,7 +74,7 @@ class GhostBatchNorm(nnx.BatchNorm):
 
         Raises:
           ValueError: See `ghost_batch_norm.ghost_batch_norm` and `update_running_statistics`; or
-            `use_running_average` is given nowhere.
+            `use_running_average` is given neither here nor as an attribute.
         """
         inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is None or inference:

@@ -1,4 +1,4 @@
-"""The operations that a network computes with, and the order of the axes that they work on."""
+"""The operations of a network, for two orders of the axes of activations."""
 
 import functools
 from collections.abc import Callable
@@ -16,8 +16,8 @@ class Operations(NamedTuple):
     """Operations on activations in one order of axes. Results do not depend on the order.
 
     Attributes:
-      batch_axis: The axis of the activations that is the batch.
-      feature_axis: The axis of the activations that is the channels.
+      batch_axis: The batch axis of the activations.
+      feature_axis: The channel axis of the activations.
       from_images: Turns images, `[batch, height, width, channels]`, into activations.
       convolve: Convolves activations with a kernel `[rows, columns, channels, features]`, with
         stride 1 and without padding.

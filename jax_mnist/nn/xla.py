@@ -13,16 +13,10 @@ COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 
 def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """`jax.jit(function)`, which XLA on a CPU does not merge with the computations around it.
+    """Like `jax.jit`, but XLA on a CPU does not merge the function with surrounding computations.
 
-    If it does, it may repeat an expensive computation inside everything that reads its result.
-
-    Args:
-      function: A pure function.
-      **jit_options: Options of `jax.jit`.
-
-    Returns:
-      The compiled function, which takes positional arguments only.
+    Otherwise XLA may repeat an expensive computation inside everything that reads its result. The
+    compiled function takes positional arguments only.
     """
     compiled = jax.jit(function, **jit_options)
 

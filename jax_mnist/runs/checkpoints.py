@@ -1,7 +1,7 @@
-"""Checkpoints of unfinished runs: each run has its own, written whole or not at all.
+"""Checkpoints of unfinished runs: each run has its own, written atomically.
 
-A checkpoint is a file `checkpoints/STEP.msgpack` in the run's folder: the SHA-256 of what follows,
-32 bytes, and then what `flax.serialization` makes of the run's part of a `loop.Progress`.
+A checkpoint is a file `checkpoints/STEP.msgpack` in the run's folder: the 32 bytes of the
+SHA-256 of the rest, and then the run's part of a `loop.Progress`, by `flax.serialization`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def save(program: Program, progress: Progress, keep: int) -> None:
     Every process must call this; the first one writes.
 
     Raises:
-      OSError: A checkpoint could not be written. The run's earlier ones are as they were.
+      OSError: A checkpoint could not be written. The run's earlier ones are unchanged.
     """
     state = mesh_lib.fetch(program.mesh, _with_key_data(progress.state))
     if not processes.is_first_process():
@@ -59,10 +59,10 @@ def save(program: Program, progress: Progress, keep: int) -> None:
 
 
 def restore(program: Program, progress: Progress, step: int) -> Progress:
-    """The progress of the runs at a step that all of them have a checkpoint of.
+    """Returns the progress of the runs at a step of which all of them have a checkpoint.
 
     Args:
-      program: What trains; it need not be the group of runs that saved.
+      program: The program to resume. Its runs may have been saved in other groups.
       progress: The progress before the first step.
       step: See `newest_common_step`.
 
@@ -101,7 +101,7 @@ def restore(program: Program, progress: Progress, step: int) -> Progress:
 
 
 def _checked(contents: dict[str, Any], template: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds, with its state as that of one run in `template`."""
+    """Validates the contents of a checkpoint, and gives its state the structure of `template`."""
     state = serialization.from_state_dict(template, contents["state"])
     expected = jax.tree.map(operator.itemgetter(0), template)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
@@ -116,8 +116,8 @@ def _checked(contents: dict[str, Any], template: TrainState) -> dict[str, Any]:
 def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups runs by the newest step that their members all have an intact checkpoint of.
 
-    Runs without a checkpoint are a group of their own. A run joins those that are furthest behind
-    if it still has their step: processes that are killed while they save leave such checkpoints.
+    Runs without a checkpoint form a group. A process that is killed while saving may
+    leave runs at different steps: a run joins those furthest behind if it still has their step.
     """
     steps = {run.workdir: intact_steps(run) for run in runs}
     groups = [[run for run in runs if not steps[run.workdir]]]
@@ -136,7 +136,7 @@ def newest_common_step(runs: Sequence[Run]) -> int | None:
 
     Raises:
       ConfigError: See `intact_steps`.
-      OSError: A checkpoint cannot be read; it is not removed for that.
+      OSError: A checkpoint cannot be read; it is not removed.
     """
     intact = [intact_steps(run) for run in runs]
     for run, steps in zip(runs, intact, strict=True):
@@ -147,11 +147,11 @@ def newest_common_step(runs: Sequence[Run]) -> int | None:
 
 
 def intact_steps(run: Run) -> set[int]:
-    """The steps of a run's checkpoints that are as they were written.
+    """Returns the steps of a run's intact checkpoints.
 
     Raises:
-      ConfigError: The folder of checkpoints is a link: whoever made it may not choose which
-        folder is read, and its files removed if they are damaged.
+      ConfigError: The folder of checkpoints is a symbolic link, through which damaged files of
+        another folder would be removed.
     """
     if (run.workdir / CHECKPOINTS).is_symlink():
         raise ConfigError(
@@ -170,7 +170,7 @@ def _steps(run: Run) -> set[int]:
 
 
 def _read(path: Path) -> Any:
-    """What a checkpoint holds, or None if it is not what was written."""
+    """Returns the contents of a checkpoint, or None if it is damaged."""
     data = path.read_bytes()
     digest, data = data[:_DIGEST], data[_DIGEST:]
     if hashlib.sha256(data).digest() != digest:

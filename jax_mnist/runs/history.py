@@ -72,17 +72,14 @@ def save(path: PathLike, record: Record) -> None:
     try:
         data = safe_pickle.dumps(record)
         data += _CHECKSUM + hashlib.sha256(data).hexdigest().encode()
-        _parse(data)  # what `load` would refuse is never written
+        _parse(data)  # never write what `load` would reject
         files.write_atomically(path, data)
     except (OSError, safe_pickle.NotPlainError) as error:
         raise HistoryError(str(error)) from error
 
 
 def load(path: PathLike) -> Record:
-    """Reads and validates a record; nothing in the file is trusted or run.
-
-    Args:
-      path: A file that `save` wrote.
+    """Reads and validates a record that `save` wrote; nothing in the file is trusted or run.
 
     Returns:
       The record. Its arrays are C-contiguous, writable and in native byte order.
@@ -106,11 +103,8 @@ def load(path: PathLike) -> Record:
 def has_diverged(record: Record) -> bool:
     """Whether the training or validation loss of the last epoch is not finite.
 
-    An overflow in the very last update leaves all training losses finite; only the validation after
-    it shows the weights that are not.
-
-    Args:
-      record: As `load` returns it.
+    An overflow in the very last update leaves all training losses finite; only the validation loss
+    shows it.
     """
     metrics = record["metrics"]
     return not np.isfinite([metrics["train_loss"][-1], metrics["validation_loss"][-1]]).all()
@@ -160,7 +154,7 @@ def rank_mistakes(record: Record, count: int) -> list[Mistake]:
 
 
 def _parse(data: bytes) -> Record:
-    """Returns the valid record in the contents of a file."""
+    """Parses and validates the contents of a file."""
     if len(data) > _MAX_BYTES:
         raise HistoryError(f"larger than the {_MAX_BYTES} bytes a history may have")
     start = max(0, len(data) - len(_CHECKSUM) - 64)

@@ -39,10 +39,10 @@ class Program(NamedTuple):
       runs: The runs; they differ only in fields that replicas of one program may differ in.
       recipe: What the step is compiled for.
       hyper: The hyper-parameters, each with a leading axis of replicas. There may be more replicas
-        than runs, to fill the mesh; what trains in their place is not looked at.
+        than runs, to fill the mesh; the results of the spare ones are ignored.
       mesh: The devices, or None for one.
       train: The training examples, on the devices.
-      validation: The validation examples, likewise.
+      validation: The validation examples, on the devices.
       label_names: The names of the classes.
       data_digests: SHA-256 of both splits, if they may have changed when the runs resume.
       epochs: Length of the training.
@@ -65,7 +65,7 @@ class Program(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far runs have come: exactly what their checkpoints hold.
+    """The progress of runs: exactly what their checkpoints hold.
 
     Attributes:
       state: The states, on the devices, with a leading axis of replicas.
@@ -102,14 +102,14 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     """Prepares runs for training.
 
     Args:
-      runs: At least one; a group from `run.group_by_program`.
+      runs: A group from `run.group_by_program`.
 
     Returns:
       The program, and the progress before the first step.
 
     Raises:
       ConfigError: The batch is larger than the training set, or it does not fit the devices.
-      DatasetError: The data cannot be had.
+      DatasetError: The data cannot be loaded.
     """
     config = runs[0].config
     mesh = mesh_lib.make_mesh(config, len(runs))
@@ -153,7 +153,7 @@ def load(config: ConfigDict) -> tuple[Dataset, Dataset]:
 
     Raises:
       ConfigError: The batch is larger than the training set.
-      DatasetError: The data cannot be had.
+      DatasetError: The data cannot be loaded.
     """
     train, validation = (
         datasets.load(config.dataset, split, config.data_dir, config.source_dir)
@@ -180,7 +180,7 @@ def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
 
 
 def steps_per_call(steps: int, replicas: int = 1) -> int:
-    """How many of an epoch's steps one call of `train_steps` takes: a divisor of them."""
+    """The number of steps in a call of `train_steps`: a divisor of the steps of an epoch."""
     most = MAX_STEPS_PER_CALL // replicas if jax.default_backend() == "cpu" else steps
     return largest_divisor(steps, max(1, most))
 

@@ -1,10 +1,10 @@
 """Metrics to watch while runs train: `metrics.jsonl` and, if the config asks, TensorBoard's file.
 
-Both are in the run's folder. They grow by an epoch at a time, and are written anew from the
-checkpoint when training resumes, so that no epoch is missing or there twice.
+Both are in the run's folder. Each epoch is appended to them, and they are rewritten from the
+checkpoint when training resumes, so that no epoch is missing or repeated.
 
-A line of `metrics.jsonl` is an epoch, in strict JSON: `epoch`, counted from 1, and the metrics of
-`history`. A value that is not finite is null, which pandas, jq and JavaScript read.
+Each line of `metrics.jsonl` is one epoch in strict JSON: `epoch`, counted from 1, and the metrics
+of `history`. Values that are not finite are null, which pandas, jq and JavaScript can read.
 """
 
 import io
@@ -23,7 +23,7 @@ from jax_mnist.runs.run import METRICS, Run
 
 EVENTS = "events.out.tfevents.jax_mnist"
 
-# What stands before the slash is a section of TensorBoard's page.
+# The part before the slash is a section of TensorBoard's page.
 _TAGS = {
     "train_loss": "loss/train",
     "train_accuracy": "accuracy/train",
@@ -58,8 +58,8 @@ def _begin(run: Run, epochs: list[dict[str, float]]) -> None:
             {"summary": hparams_pb(run.config.to_dict(), str(run.workdir))},
             *(_scalars(number, metrics) for number, metrics in enumerate(epochs, 1)),
         )
-        # A viewer keeps the file open, and its place in it: so the same file is written, in which
-        # an epoch always has the same place.
+        # A viewer keeps the file open at an offset, so the file is overwritten in place: an epoch
+        # always has the same offset.
         _write(path, "r+b" if path.exists() else "wb", data)
 
 
@@ -113,9 +113,9 @@ def _scalars(epoch: int, metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def _events(*events: dict[str, Any]) -> bytes:
-    """Events, each given by the fields of TensorBoard's `Event`, as they are in its files.
+    """Serializes events, each given by the fields of TensorBoard's `Event`, as in its files.
 
-    TensorBoard's own `EventFileWriter` writes in a thread, so that errors come late, and cannot
+    TensorBoard's own `EventFileWriter` writes in a thread, so that errors surface late, and cannot
     continue a file.
     """
     from tensorboard.compat.proto.event_pb2 import Event
@@ -129,7 +129,7 @@ def _events(*events: dict[str, Any]) -> bytes:
 
 
 def _write(path: Path, mode: str, data: bytes) -> None:
-    """Writes to a file, which then ends there."""
+    """Writes to a file, and truncates it after the data."""
     try:
         with open(path, mode) as file:
             file.write(data)

@@ -32,11 +32,11 @@ def join_processes(address: str | None, number: int | None, index: int | None) -
       index: The index of this process, from 0.
 
     Raises:
-      ConfigError: The processes cannot join with these arguments. If one never comes, JAX aborts
+      ConfigError: The processes cannot join with these arguments. If one never joins, JAX aborts
         the others after five minutes, with a message.
     """
     # If a lost process leaves this one waiting, JAX's heartbeat reports it and aborts; the stacks
-    # of the threads say nothing more.
+    # of the threads would add nothing.
     faulthandler.disable()
     try:
         jax.distributed.initialize(
@@ -87,7 +87,7 @@ def is_first_process() -> bool:
 
 
 def broadcast(number: int | None) -> int | None:
-    """The first process's number (not negative) or None, in every process; each must call this."""
+    """Returns the first process's number (at least 0) or None; every process must call this."""
     if jax.process_count() == 1:
         return number
     sent = np.int32(-1 if number is None else number)
@@ -96,7 +96,7 @@ def broadcast(number: int | None) -> int | None:
 
 
 def process_max(number: int) -> int:
-    """The largest of all processes' numbers, in every process; each must call this."""
+    """Returns the largest of all processes' numbers; every process must call this."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
@@ -109,6 +109,6 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a line on standard error, above a progress bar; of several processes the first."""
+    """Prints a line on standard error, above a progress bar; only the first process does."""
     if is_first_process():
         tqdm.write(text, sys.stderr)

@@ -78,7 +78,7 @@ def _record(program: Program, run: Run, validation: Dataset, evaluation: Evaluat
 
 
 def save(workdir: Path, record: Record, variables: dict[str, Any]) -> None:
-    """Writes the variables, unless the run diverged, and last the record: now it is finished."""
+    """Writes the variables, unless the run diverged, then the record, which marks it finished."""
     if record["variables_sha256"]:
         files.write_atomically(workdir / VARIABLES, _to_bytes(variables))
     history.save(workdir / HISTORY, record)
@@ -120,7 +120,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def _device_kind(device: jax.Device) -> str:
-    """The device's model. JAX calls every CPU "cpu"; Linux knows more."""
+    """The device's model; that of a CPU, which JAX just calls "cpu", comes from Linux."""
     if device.platform == "cpu" and _CPU_INFO.exists():
         model_name = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE)
         return model_name[1] if model_name else device.device_kind

@@ -1,4 +1,4 @@
-"""What a run is: one seed of a config, with a name, a folder and one writer."""
+"""Training runs: one seed of a config, with a name, a folder and a single writer."""
 
 import contextlib
 import itertools
@@ -75,7 +75,7 @@ def check_name(name: str) -> None:
     """Checks that a run and its folder can have this name.
 
     Raises:
-      ConfigError: They cannot.
+      ConfigError: The name is empty or too long, or has characters that are not allowed.
     """
     if not name.isprintable() or not 0 < len(name) <= 64 or "/" in name:
         raise ConfigError(
@@ -130,16 +130,16 @@ def group_by_program(runs: Sequence[Run]) -> list[list[Run]]:
 
 @contextlib.contextmanager
 def exclusive(run: Run) -> Iterator[None]:
-    """Creates the run's folder, writes its config, and holds the folder for this process.
+    """Creates the run's folder, writes its config, and locks the folder for this process.
 
-    The system frees the folder however the process ends.
+    The operating system releases the lock however the process ends.
 
     Raises:
       ConfigError: Another process trains there, or has begun another run there.
     """
     run.workdir.mkdir(parents=True, exist_ok=True)
     with _locked(run.workdir):
-        if is_finished(run):  # asked again, since another process may have been here meanwhile
+        if is_finished(run):  # checked again, since another process may have finished it
             raise ConfigError(f"{run.workdir} was finished meanwhile: run the same command again")
         for path in itertools.chain(run.workdir.iterdir(), run.workdir.glob(f"{CHECKPOINTS}/.*")):
             if _UNFINISHED.fullmatch(path.name):
@@ -156,7 +156,7 @@ def _locked(folder: Path) -> Iterator[None]:
             before = folder.stat()
             stack.enter_context(FileLock(folder / LOCK, timeout=0))
             if not os.path.samestat(before, folder.stat()):
-                raise FileNotFoundError  # it was moved aside, and created anew, meanwhile
+                raise FileNotFoundError  # it was moved aside and recreated meanwhile
         except (Timeout, FileNotFoundError) as error:
             raise ConfigError(f"{folder} is in use: another process trains there") from error
         yield

@@ -1,4 +1,4 @@
-"""Pickles of plain Python values and NumPy arrays that are safe to read, whoever wrote them.
+"""Pickles of plain Python values and NumPy arrays that are safe to read from strangers.
 
 `pickle.load` runs whatever a file asks for, as its documentation warns. The pickles written here
 ask for nothing: they hold dicts, lists, numbers, strings, bytes, booleans and None. An array is a
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 # None of these opcodes of protocol 3 names, calls or repeats anything. So every value takes up
-# bytes of its own, and the size of a file bounds the memory that reading it takes.
+# its own bytes, and the size of a file bounds the memory that reading it takes.
 _PROTOCOL = 3
 _OPCODES = {
     *("PROTO", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE"),
@@ -23,7 +23,7 @@ _OPCODES = {
     *("BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
     *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
 }
-_MAX_OPCODES = 10_000  # the record of a run takes some 250
+_MAX_OPCODES = 10_000  # the record of a run takes about 250
 _MAX_DEPTH = 16
 _DTYPES = ("<f8", "<f4", "<i4", "|u1")
 
@@ -40,7 +40,7 @@ def dumps(value: object) -> bytes:
         int32 or uint8. NumPy scalars become Python scalars.
 
     Raises:
-      NotPlainError: The value holds anything else. Limits are left to `loads`.
+      NotPlainError: The value holds anything else, or is too deep. `loads` checks other limits.
     """
     file = io.BytesIO()
     pickler = pickle.Pickler(file, _PROTOCOL)
@@ -51,9 +51,6 @@ def dumps(value: object) -> bytes:
 
 def loads(data: bytes) -> Any:
     """Reads what `dumps` wrote. Memory stays below a few times the size of the data.
-
-    Args:
-      data: The whole pickle.
 
     Returns:
       The value. Its arrays are C-contiguous, writable and in native byte order.
@@ -82,7 +79,7 @@ def is_label(text: object) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    """A second lock: even if a name got past the opcodes, it would not be looked up."""
+    """A second safeguard: even if a name got past the opcodes, it would not be looked up."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise NotPlainError("it asks for a name")
@@ -113,7 +110,7 @@ def _without_arrays(value: object, where: str = "record", depth: int = 0) -> obj
 
 
 def _with_arrays(value: object, depth: int = 0) -> Any:
-    """Checks a value that was read and copies it with its arrays made."""
+    """Checks a value that was read, and copies it with dictionaries turned back into arrays."""
     if depth > _MAX_DEPTH:
         raise NotPlainError(f"it is more than {_MAX_DEPTH} levels deep")
     if type(value) is list:

@@ -10,7 +10,7 @@ _ANSWER = b"\nstopping once the steps under way are done; press Ctrl-C again to 
 
 
 class StoppedError(Exception):
-    """Training was asked to stop, and saved a checkpoint; the same call resumes there."""
+    """A signal stopped training, and a checkpoint was saved; the same call resumes from it."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message, number)  # both, so that it can be pickled
@@ -22,7 +22,7 @@ class StoppedError(Exception):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list while it lasts; SIGINT after another ends the process.
+    """Collects SIGINT and SIGTERM in a list; a SIGINT after either of them ends the process.
 
     A SIGINT that is ignored stays ignored, as under `nohup`. Only the main thread of a process can
     collect signals; in another one the list stays empty.
@@ -31,8 +31,8 @@ def stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    # A handler of Python's waits for the end of a call into compiled code, which may be a
-    # compilation; what the system writes into a pipe is read at once.
+    # A Python handler has to wait until a call into compiled code ends, which may be a
+    # compilation; a thread can read what the system writes into a pipe at once.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     threading.Thread(target=_answer, args=(reader,), daemon=True).start()

@@ -19,11 +19,11 @@ _BOOLEANS = {"True": True, "False": False}
 
 
 def paired_runs(variants: Mapping[str, ConfigDict], seeds: int, workdir: PathLike) -> list[Run]:
-    """The same seeds of every variant, in `workdir/VARIANT/seed-N`; all first seeds come first.
+    """Runs of the same seeds of every variant, in `workdir/VARIANT/seed-N`, ordered by seed.
 
     Raises:
-      ConfigError: A value cannot be trained with, a name cannot be a folder's, or the variants
-        differ in the first seed or in what they are validated on.
+      ConfigError: A value is invalid, a name cannot be that of a folder, or the variants differ
+        in the first seed or in what they are validated on.
     """
     runs = []
     for name, config in variants.items():
@@ -49,8 +49,8 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
     """A variant for every combination of values, named after them: `'l1=1e-05,l2=0.0001'`.
 
     Args:
-      config: What all variants have in common.
-      vary: From a field of the config to its values, as a user writes them.
+      config: The values that all variants share.
+      vary: Maps fields of the config to their values, as a user types them.
 
     Raises:
       ConfigError: There is no such field, or a value does not have its type.
@@ -76,22 +76,16 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
 
 
 def train_all(runs: Sequence[Run]) -> list[Record]:
-    """Trains the runs that are not finished, with one progress bar, and returns all records.
+    """Trains the unfinished runs, with one progress bar, and returns all records in order.
 
-    If interrupted, call it again to resume. On a CPU each core trains a run in a process of its
-    own, since small networks gain little from several cores. Elsewhere all runs that share a
+    If interrupted, call it again to resume. On a CPU each core trains one run in its own
+    process, since small networks gain little from several cores. Elsewhere all runs that share a
     program train together.
-
-    Args:
-      runs: Runs, each with a folder of its own.
-
-    Returns:
-      The records, in the order of the runs.
 
     Raises:
       ConfigError: A folder holds a run of another config, and nothing was trained; or see
         `train.train_together`.
-      DatasetError: The data cannot be had.
+      DatasetError: The data cannot be loaded.
       HistoryError: A history cannot be read.
       LostProcessError: A worker process was killed; the others saved checkpoints.
       StoppedError: SIGINT or SIGTERM was received; checkpoints were saved.
@@ -118,5 +112,5 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
             for group in train.groups_to_train(unfinished):
                 train.train_together(group, train.count_epochs(bar.update))
                 show_finished(len(group))
-    # A run is named by its folder: it may have been trained alone, under another name.
+    # A finished run may have been trained alone, under another name.
     return [{**history.load(run.workdir / HISTORY), "name": run.name} for run in runs]

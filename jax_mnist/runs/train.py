@@ -1,4 +1,4 @@
-"""Training runs and writing their files: the one place where the loop meets the disk."""
+"""Trains runs and writes their files: metrics, checkpoints and results."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +69,8 @@ def train(
       The records, by seed.
 
     Raises:
-      ConfigError: A value cannot be trained with, or the folder holds a run of another config.
-      DatasetError: The data cannot be had.
+      ConfigError: A value is invalid, or the folder holds a run of another config.
+      DatasetError: The data cannot be loaded.
       HistoryError: The folder holds a history that cannot be read.
       LostProcessError: Another process was lost.
       OSError: A file could not be written.
@@ -78,11 +78,11 @@ def train(
     """
     workdir = Path(workdir)
     name = workdir.resolve().name
-    with processes.fail_together():  # only then may another process look
+    with processes.fail_together():  # other processes look at the folder only after this
         config_lib.check(config)
         check_name(name)
         if fresh:
-            loop.load(config)  # raises what is wrong with the data before anything is moved
+            loop.load(config)  # reports errors in the data before anything is moved
             if processes.is_first_process() and (aside := move_aside(workdir)):
                 processes.say(f"moved {workdir} to {aside}")
     with processes.fail_together():  # before any process writes
@@ -99,9 +99,7 @@ def train(
 
 
 def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs that are not finished, grouped by who trains together.
-
-    Each group is of one program, and resumes at one step.
+    """Groups the unfinished runs that can train together: in one program, from the same step.
 
     Raises:
       ConfigError: A folder holds a run of another config.
@@ -128,8 +126,8 @@ def train_together(
     history ends with that epoch, and it has no variables. The other runs go on.
 
     Args:
-      runs: At least one; a group from `groups_to_train`.
-      observe: Called with the program and the progress, first before training.
+      runs: A group from `groups_to_train`.
+      observe: Called with the program and the progress, before training and after every few steps.
       policy: When checkpoints are saved.
 
     Returns:
@@ -139,7 +137,7 @@ def train_together(
       StoppedError: SIGINT or SIGTERM was received; a checkpoint, or the results, were saved.
       ConfigError: The batch is larger than the training set, it does not fit the devices, or
         another process trains in a folder; nothing was trained.
-      DatasetError: The data cannot be had.
+      DatasetError: The data cannot be loaded.
     """
     compiler.configure()
     with processes.fail_together():  # before anything is written
@@ -171,7 +169,7 @@ def train_together(
                 message = f"stopped and saved {where}; run the same command again to resume"
                 raise StoppedError(message, number)
         records = _save_results(program, progress)
-        # Every process waits here until the files are there.
+        # Every process waits here until the files are written.
         if number := processes.process_max(stopping[0] if stopping else 0):
             raise StoppedError("stopped after the last step; the results are saved", number)
         return records
@@ -203,7 +201,7 @@ def _where(program: Program, step: int) -> str:
 
 
 def _report_divergence(program: Program, before: Progress, after: Progress) -> None:
-    """Says of each run that has just diverged when it did, and why it may have."""
+    """Warns about each run that has just diverged: when it did, and the likely cause."""
     for number in np.flatnonzero(before.active & ~after.active).tolist():
         run, finite = program.runs[number], np.isfinite(after.partial.loss[number])
         config, epoch = run.config, (after.step - 1) // program.steps_per_epoch + 1
@@ -218,7 +216,7 @@ def _report_divergence(program: Program, before: Progress, after: Progress) -> N
 
 
 def count_epochs(advance: Callable[[float], Any]) -> Observer:
-    """An observer that passes on the epochs, over all runs, trained since its last call."""
+    """Returns an observer that calls `advance` with the epochs trained since its last call."""
     counted = 0.0
 
     def observe(program: Program, progress: Progress) -> None:

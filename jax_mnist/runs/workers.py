@@ -1,4 +1,4 @@
-"""Processes that each train one run on one core."""
+"""Worker processes, each of which trains one run at a time on one core."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from jax_mnist.runs.run import Run
 from jax_mnist.runs.signals import StoppedError, stop_signals
 from jax_mnist.runs.train import count_epochs, train_together
 
-_BYTES_PER_PROCESS = 2**31  # 1.4 GB were seen
+_BYTES_PER_PROCESS = 2**31  # 1.4 GB were measured
 _SECONDS_TO_SAVE = 20
 
 
@@ -79,7 +79,7 @@ def _prepare_data(runs: Sequence[Run]) -> None:
 
 
 def _cores(runs: int) -> list[int | None]:
-    """The core of each worker, as far as memory goes; None if the system cannot bind processes."""
+    """The core of each worker, limited by memory; None if the system cannot bind processes."""
     cores: list[int | None] = [None] * (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
         cores = [*sorted(os.sched_getaffinity(0))]
@@ -90,7 +90,7 @@ def _cores(runs: int) -> list[int | None]:
 def _completed(
     futures: set["Future[None]"], received: Sequence[int]
 ) -> Iterator[set["Future[None]"]]:
-    """What was completed in each second, until all is or a signal was received."""
+    """Yields the futures completed in each second, until all are or a signal is received."""
     while futures and not received:
         done, futures = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
         yield done
@@ -107,12 +107,12 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(free_cores: Any, trained: Any, stop: Any) -> None:
-    """Binds this process to a core, before JAX counts them, and to its parent."""
+    """Binds this process to a core, before JAX counts the cores, and ends it with its parent."""
     _worker.update(trained=trained, stop=stop)
     if (core := free_cores.get()) is not None:
         os.sched_setaffinity(0, {core})
     # The parent receives these signals too, and tells its workers. SIGINT stays ignored; SIGTERM
-    # is, while a worker waits: if it died then, the others would never be given work again.
+    # is ignored while a worker waits: if it died then, the others would get no more work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

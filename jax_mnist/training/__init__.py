@@ -1,1 +1,1 @@
-"""Training as pure functions: no file, no print and no clock in here."""
+"""Training as pure functions: nothing here reads files, prints or uses the clock."""

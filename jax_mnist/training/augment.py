@@ -2,7 +2,7 @@
 
 Images are float arrays `[height, width, 1]` with black 0 and white 1, until `normalize`. The
 semantics are those of torchvision's `ColorJitter`, `RandomRotation` and `RandomAffine` on
-greyscale images, in floating point: no rounding to 256 levels on the way.
+greyscale images, but in floating point, without rounding to 256 levels in between.
 """
 
 import functools
@@ -36,7 +36,7 @@ class AugmentParams:
 
     Attributes:
       brightness: The factor is uniform in `[max(0, 1 - brightness), 1 + brightness]`.
-      contrast: Likewise.
+      contrast: The factor is uniform in `[max(0, 1 - contrast), 1 + contrast]`.
       rotation: In degrees; the angle is uniform in `[-rotation, rotation]`.
       shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
       scale: The factor is uniform in `[1 - scale, 1 + scale]`.
@@ -134,11 +134,11 @@ def _inverse(
     """The matrix and offset that map a pixel `(y, x)` of `affine`'s output to its input."""
     angle, slant = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # Undone in this order: the shift, the scale and rotation, the shear.
+    # Undoes the shift, then the scale and rotation, then the shear.
     matrix = jnp.array([[cos, -sin], [sin + slant * cos, cos - slant * sin]]) / scale
     centre = jnp.array([(side - 1) / 2 for side in size])
     moved = centre + jnp.array([shift[1], shift[0]])
-    return matrix, centre - (matrix * moved).sum(-1)  # a product on a GPU would be rounded
+    return matrix, centre - (matrix * moved).sum(-1)  # a GPU's matrix product is less precise
 
 
 def random_affine(
@@ -200,7 +200,7 @@ def augment(
 
 def normalization_of(images: np.ndarray) -> Normalization:
     """The constants of uint8 `[n, ...]` images, computed in float64, rounded to four digits."""
-    # NumPy counts in arrays of int64: for all images at once they would take gigabytes.
+    # np.bincount makes int64 copies, which would take gigabytes for all images at once.
     parts = (images[start : start + 1000] for start in range(0, len(images), 1000))
     levels = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / images.size
     values = np.arange(256) / 255

@@ -1,4 +1,4 @@
-"""What a network says of images, and how often it is right."""
+"""Predicting with trained networks, and evaluating them."""
 
 import functools
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from jax_mnist.training.step import over_replicas
 
 
 class Evaluation(NamedTuple):
-    """Of a data set: mean loss, accuracy in [0, 1], and probabilities, float32 `[n, classes]`."""
+    """Mean loss, accuracy in [0, 1], and probabilities, float32 `[n, classes]`, on a data set."""
 
     loss: float
     accuracy: float
@@ -40,14 +40,14 @@ def predict(
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
 ) -> Array:
-    """Logits of images.
+    """Computes the logits of images with every replica.
 
     Args:
-      model: Static.
+      model: The network; static.
       variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
-      images: uint8 `[batch, 28, 28, 1]`.
-      normalization: Static; the constants of the training.
-      mesh: Static; its axis `data` must divide the batch.
+      images: The images, uint8 `[batch, 28, 28, 1]`.
+      normalization: The constants used in training; static.
+      mesh: The devices; static. The number along the axis `data` must divide the batch.
 
     Returns:
       float32 `[replicas, batch, 10]`.
@@ -78,9 +78,9 @@ def evaluate_replicas(
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
 ) -> list[Evaluation]:
-    """`evaluate` of each replica: the leaves of `variables` have a leading axis of replicas.
+    """Evaluates each replica: the leaves of `variables` have a leading axis of replicas.
 
-    On a mesh, `batch_size` is that of each device along `data`.
+    On a mesh, `batch_size` is per device along the axis `data`.
     """
     examples, shards = len(data.labels), size(mesh, DATA)
     batches = []
@@ -108,6 +108,6 @@ def evaluate(
     batch_size: int = 200,
     normalization: Normalization = MNIST,
 ) -> Evaluation:
-    """Mean loss, accuracy and probabilities over all of `data`, in batches of `batch_size`."""
+    """Evaluates one network on all of `data`, in batches of `batch_size`."""
     variables = jax.tree.map(lambda v: v[None], variables)
     return evaluate_replicas(model, variables, data, batch_size, normalization=normalization)[0]

@@ -1,6 +1,6 @@
 """Several devices and hosts: a mesh with the axes `replica` and `data`, on JAX's own runtime.
 
-Replicas are spread over `replica` and never communicate. Over `data` each batch is spread:
+Replicas are spread over `replica` and never communicate. Each batch is spread over `data`:
 gradients, metrics and the statistics of norms are averaged, and ghost batches stay on their device.
 """
 
@@ -23,17 +23,17 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
     """The mesh for a config, or None if one device does everything.
 
     If both `replica_devices` and `data_devices` are 0, all devices go to `replica` if there are
-    several replicas; else as many go to `data` as can share the batch evenly and its ghost batches
-    whole (in several processes, all). If only one of them is 0, it counts as 1.
+    several replicas; otherwise as many go to `data` as can share the batch evenly without cutting
+    ghost batches (with several processes, all). If only one of them is 0, it counts as 1.
 
     Args:
       config: See `config.FIELDS`.
-      replicas: How many train together. If `replica` does not divide them, spare
-        copies of the last one fill the mesh.
+      replicas: How many train together. If the devices along `replica` do not divide them evenly,
+        spare copies of the last one fill the mesh.
 
     Raises:
       ConfigError: There are too few devices, the batch or its ghost batches cannot be shared
-        evenly, or a process would have no part.
+        evenly, or a process would have no device in the mesh.
     """
     number = len(jax.devices())
     shape = (config.replica_devices, config.data_devices)
@@ -93,14 +93,14 @@ def _copy(mesh: Mesh, spec: tuple[str, ...]) -> Callable[[Any], Any]:
 
 
 def fetch(mesh: Mesh | None, tree: Any) -> Any:
-    """Copies arrays from the mesh to whole NumPy arrays on every host; every process must call."""
+    """Copies arrays to every host as whole NumPy arrays; every process must call this."""
     return jax.device_get(put(mesh, tree) if jax.process_count() > 1 else tree)
 
 
 def spread(
     mesh: Mesh | None, function: Callable[..., Any], in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`jax.shard_map` of a function that averages by itself what it must; itself without a mesh."""
+    """Applies `jax.shard_map` to a function that does its own averaging; no-op without a mesh."""
     if mesh is None:
         return function
     return jax.shard_map(

@@ -1,4 +1,4 @@
-"""What a config means: the network, the training step and its hyper-parameters."""
+"""From a config to the network, the recipe of the training step, and its hyper-parameters."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from jax_mnist.training.mesh import DATA, size
 
 @flax.struct.dataclass
 class Hyperparameters:
-    """Values that a compiled step takes: variants that differ only in these share a program.
+    """Arguments of a compiled step: variants that differ only in these share a program.
 
     Attributes:
       learning_rate: The schedule's peak.
@@ -41,7 +41,7 @@ class Hyperparameters:
 
 
 class Recipe(NamedTuple):
-    """What a step is compiled for: static and hashable.
+    """The static, hashable values that a step is compiled for.
 
     Attributes:
       model: The network, called as `model(images, train)`.
@@ -63,14 +63,10 @@ class Recipe(NamedTuple):
 
 
 def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
-    """The network that a config describes.
+    """Returns the network that a config describes.
 
-    Args:
-      config: The config.
-      axis_name: The mapped axis over which the batch is spread, if it is.
-
-    Returns:
-      The network. Equal configs give equal networks, so that they share compiled programs.
+    Equal configs give equal networks, so that they share compiled programs. `axis_name` is the
+    mapped axis over which the batch is spread, if it is.
     """
     common = {"momentum": config.norm_momentum, "axis_name": axis_name}
     if config.norm == "batch":
@@ -79,7 +75,7 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     return _make_model(GhostBatchNorm, **ghosts, **common)
 
 
-@functools.cache  # because a `functools.partial` is equal to itself only
+@functools.cache  # since a `functools.partial` is equal only to itself
 def _make_model(norm: Callable[..., nn.Module], **arguments: Any) -> CNN:
     return CNN(norm=functools.partial(norm, **arguments))
 
@@ -90,7 +86,7 @@ def make_recipe(
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
 ) -> Recipe:
-    """What the training step is compiled for, over `examples` training examples."""
+    """Returns the recipe of a config for training on `examples` examples."""
     return Recipe(
         model=make_model(config, DATA if size(mesh, DATA) > 1 else None),
         schedule=config.schedule,
@@ -103,7 +99,7 @@ def make_recipe(
 
 
 def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
-    """The values that the compiled step takes: each is the config's field of the same name."""
+    """Returns the hyper-parameters: each is the config's field of the same name."""
     strengths = {f.name: config[f.name] for f in dataclasses.fields(AugmentParams)}
     others = (f.name for f in dataclasses.fields(Hyperparameters) if f.name != "augment")
     return Hyperparameters(

@@ -1,4 +1,4 @@
-"""What a training step changes: the state, and how it begins."""
+"""The state that a training step changes, and its initialisation."""
 
 import functools
 from collections.abc import Sequence
@@ -68,11 +68,7 @@ def init_replicas(
 
 
 def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:
-    """The variables to evaluate and to keep: the weight average if the state has one.
-
-    Returns:
-      `{"params": ..., "batch_stats": ...}` for `model.apply`.
-    """
+    """Returns `{"params": ..., "batch_stats": ...}` for inference: the average if there is one."""
     params, batch_stats = state.params, state.batch_stats
     if state.average is not None:
         params, batch_stats = optax.tree.bias_correction(

@@ -23,7 +23,7 @@ from jax_mnist.training.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """Of one training step: mean loss and accuracy on the augmented batch, and learning rate."""
+    """Mean loss and accuracy of a step on its augmented batch, and its learning rate."""
 
     loss: Array | np.ndarray
     accuracy: Array | np.ndarray
@@ -33,8 +33,8 @@ class StepMetrics(NamedTuple):
 def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array:
     """The order in which an epoch visits the examples: a fresh permutation every epoch.
 
-    What is left over when the batch size does not divide the examples is dropped (as in Flax's
-    examples): every batch has the same size, and other examples are dropped in each epoch.
+    If the batch size does not divide the examples, the remainder is dropped, as in Flax's examples;
+    each epoch drops different ones.
 
     Returns:
       int32 `[examples // batch_size, batch_size]`, indices of examples.
@@ -50,11 +50,11 @@ def _train_step(
     """One step on the examples `index` of `data`.
 
     Args:
-      recipe: Static.
-      hyper: Scalars.
+      recipe: What the step is compiled for; static.
+      hyper: The hyper-parameters, scalars.
       state: The state before the step.
-      data: uint8 images `[n, 28, 28, 1]` and int32 labels `[n]`, on the device.
-      index: int32 `[batch]`.
+      data: Images, uint8 `[n, 28, 28, 1]`, and labels, int32 `[n]`, on the device.
+      index: Indices of the examples, int32 `[batch]`.
 
     Returns:
       The state after the step, and the step's metrics, which are scalars.
@@ -99,7 +99,7 @@ def _train_step(
 
 
 def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array) -> Array:
-    """The step's images, augmented; each has a key of its own, on whichever device it is."""
+    """Augments the step's images. Their keys do not depend on how devices share the batch."""
     shards, batch = size(recipe.mesh, DATA), len(images)
     key = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
     keys = jax.random.split(key, shards * batch)
@@ -112,9 +112,9 @@ train_step = jax.jit(_train_step, static_argnames="recipe", compiler_options=COM
 
 
 def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps over a leading axis of every argument: all at once, but on a CPU one after another.
+    """Maps over the leading axis of every argument: all at once, or one by one on a CPU.
 
-    A CPU gains nothing from wider arrays, which leave its caches.
+    A CPU gains nothing from wider arrays, which do not fit into its caches.
     """
 
     def mapped(*args: Any) -> Any:
@@ -132,12 +132,12 @@ def train_steps(
     """Many steps of several replicas, in one program.
 
     Args:
-      recipe: Static.
-      hyper: Values, each `[replicas]`.
+      recipe: What the step is compiled for; static.
+      hyper: The hyper-parameters, each `[replicas]`.
       state: The state before the first step, each leaf with a leading axis of replicas; see
         `state.init_replicas`.
       data: The examples, on the device, common to all replicas.
-      order: int32 `[replicas, steps, batch]`; see `epoch_order`.
+      order: Indices of examples, int32 `[replicas, steps, batch]`; see `epoch_order`.
 
     Returns:
       The states after the last step, and the metrics, each `[replicas, steps]`.
@@ -145,7 +145,7 @@ def train_steps(
     order = jnp.asarray(order)
     chex.assert_rank(order, 3)
     chex.assert_tree_shape_prefix((hyper, state.step), order.shape[:1])
-    # A computation of its own, so that a replica's rounding is the same in every program.
+    # Compiled separately, so that a replica's rounding is the same in every program.
     step = separate(functools.partial(_train_step, recipe))
 
     def train_replicas(

@@ -1,4 +1,4 @@
-"""The seed's own way: a `Dataset`, transforms of one image at a time, a `DataLoader`, eager.
+"""The original's way: a `Dataset`, transforms of one image at a time, a `DataLoader`, eager.
 
 The transforms are torchvision's of these names, which on Pillow images call the same functions.
 """
