@@ -74,7 +74,9 @@ def _check_shape(shape: tuple[int, int], config: ConfigDict, devices: int) -> No
             f"make it a multiple of {shards} x {config.ghost_batch_size} = {whole}"
         )
     if jax.process_count() > 1 and needed < devices:
-        raise ConfigError(f"{asked} needs {needed} of {devices} devices; processes must use all")
+        raise ConfigError(
+            f"{asked} uses {needed} of {devices} devices: several processes must use all"
+        )
 
 
 def size(mesh: Mesh | None, axis: str) -> int:
