@@ -111,7 +111,7 @@ def _introduction(study: _Study) -> list[str]:
             if history.has_diverged(r)
         ]
         blocks.append(
-            f"**Diverged: {len(runs)} of {total} runs.** Their training loss became infinite or "
+            f"**Diverged: {len(runs)} of {total} runs.** Their loss became infinite or "
             f"NaN. Tables and figures leave them out. They are {', '.join(runs)}."
         )
     return blocks
