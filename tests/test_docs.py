@@ -135,6 +135,8 @@ def test_the_commands_of_a_page_parse(page, user_folder, monkeypatch):
                 assert what == "." or what[2:-1] in PROJECT["optional-dependencies"], line
             case ["python", "-m", "pytest" as tool] | [("ruff" | "mypy") as tool, *_]:
                 assert tool in PROJECT["optional-dependencies"]["test"], line
+            case ["lint-imports"]:
+                assert "import-linter" in PROJECT["optional-dependencies"]["test"]
             case ["bash", script, *_]:
                 assert (ROOT / script).exists(), line
             case _:
