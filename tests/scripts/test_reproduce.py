@@ -79,8 +79,8 @@ def test_a_step_writes_its_results(tmp_path, thorough):
     assert result.returncode == 0, result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["communication.md"]
     table = (tmp_path / "out" / "communication.md").read_text().splitlines()
-    assert table[0] == "| norm | mesh | collective operations a step | bytes a step |"
-    assert table[2] == "| ghost | replica=8 | 0 | 0 |"  # replicas never communicate
+    assert table[0] == "| norm | devices | collective operations | bytes |"
+    assert table[2] == "| ghost | 8 for replicas | 0 | 0 |"  # replicas never communicate
     ghost, batch = (int(line.split(" | ")[2]) for line in table[3:])
     assert ghost < batch  # batch norm averages the statistics of each layer too
 
