@@ -105,7 +105,7 @@ def measure(ways, shape, dtype, rounds):
 
 def rows(result):
     """Returns the cells of one shape and dtype in each of the three tables."""
-    (first, milliseconds), *others = (
+    (_, milliseconds), *others = (
         (name, 1e3 * statistics.median(times)) for name, times in result["times"].items()
     )
     ratios = []
