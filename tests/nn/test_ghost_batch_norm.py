@@ -88,9 +88,8 @@ class Reference:
         sizes = [len(g) for g in self.ghosts]
         batch = np.concatenate(self.ghosts)
         pooled = batch.mean(self.axes), batch.var(self.axes)
-        for i, (running, ghosts) in enumerate(
-            zip(self.running, (self.means, self.vars), strict=True)
-        ):
+        statistics = (self.means, self.vars)
+        for running, ghosts, whole in zip(self.running, statistics, pooled, strict=True):
             if rule != "sequential":
                 average = np.average(ghosts, axis=0, weights=sizes)
                 new = average if rule == "mean" else whole
