@@ -4,9 +4,14 @@ This file needs only JAX and Flax: copy it into your own project if you like. Th
 `ghost_batch_norm` and `update_running_statistics`, which work without Flax's modules too.
 """
 
+import dataclasses
 import functools
+import itertools
+import math
+import operator
+import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -14,7 +19,10 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
+
+StatsUpdate = Literal["mean", "pooled", "sequential"]
 
 
 class Statistics(NamedTuple):
@@ -23,12 +31,33 @@ class Statistics(NamedTuple):
     Attributes:
       mean: The mean of each ghost batch.
       var: The biased variance of each ghost batch.
-      entries: The number of entries behind them (those that the mask keeps), float32.
+      entries: The number of entries behind them (those that the mask keeps), float32. If devices
+        share ghost batches, only the device that holds the first example of a ghost batch counts
+        its entries, and the others have 0.
     """
 
     mean: Array
     var: Array
     entries: Array
+
+
+class AffineMap(NamedTuple):
+    """What normalisation does to an entry: `(x - centre) * multiplier + offset`.
+
+    Attributes:
+      centre: Broadcastable to the input, or None for 0.
+      multiplier: Broadcastable to the input.
+      offset: Broadcastable to the input, or None for 0.
+    """
+
+    centre: Array | None
+    multiplier: Array
+    offset: Array | None
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the map."""
+        y = (x if self.centre is None else x - self.centre) * self.multiplier
+        return y if self.offset is None else y + self.offset
 
 
 def ghost_batch_norm(
@@ -44,72 +73,140 @@ def ghost_batch_norm(
     dtype: DTypeLike | None = None,
     use_fast_variance: bool = True,
     force_float32_reductions: bool = True,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, Statistics]:
     """Normalises each ghost batch of `x` with its own mean and biased variance.
 
-    The batch is cut, in order, into ghost batches of `ghost_batch_size` examples; if that does not
-    divide the batch, the last ghost batch is the smaller remainder. In each, with its mean `mu` and
-    variance `v`, every entry becomes `(x - mu) / sqrt(v + epsilon) * scale + bias`.
+    The batch of `n` examples is cut, in order and as evenly as possible, into the fewest ghost
+    batches that have at most `ghost_batch_size` examples: `ceil(n / ghost_batch_size)` of them,
+    whose sizes differ by at most one, the larger first (as `numpy.array_split`). In each, with its
+    mean `mu` and variance `v`, every entry becomes `(x - mu) / sqrt(v + epsilon) * scale + bias`.
+
+    However a batch is spread over devices, its ghost batches are those that one device would form.
+    If it is spread over a mesh, by automatic or explicit sharding, nothing needs to be said. Inside
+    `jax.shard_map`, `jax.pmap` or `jax.vmap`, name the mapped axis. Devices communicate only if a
+    ghost batch does not lie on one of them, or if one has ghost batches of different sizes.
 
     Args:
       x: The input, `[batch, ..., features]`, or with the axes given by `batch_axis` and `axis`.
       scale: `[*features]`, or None for 1.
       bias: `[*features]`, or None for 0.
-      ghost_batch_size: Examples in a ghost batch, at least 1. If there are no more examples than
-        this, the result is exactly that of `flax.linen.BatchNorm`.
+      ghost_batch_size: The most examples in a ghost batch, at least 1. If the batch has no more
+        examples than this, the result is exactly that of `flax.linen.BatchNorm`.
       axis: The feature axis, or axes. The statistics are taken over all others.
       batch_axis: The axis that is cut.
       epsilon: Added to the variance before the square root.
       mask: Boolean, broadcastable to `x`: which entries count in the statistics. All entries are
         normalised.
       dtype: The dtype of the result; by default inferred from `x`, `scale` and `bias`.
-      use_fast_variance: Compute the variance as `E[x²] - E[x]²`, in one pass over the input,
-        instead of as `E[(x - E[x])²]`, in two passes, which is more accurate.
+      use_fast_variance: Compute the variance as `E[|x|²] - |E[x]|²`, in one pass over the input,
+        instead of as `E[|x - E[x]|²]`, in two passes, which is more accurate.
       force_float32_reductions: Compute the statistics in at least float32.
+      axis_name: The mapped axis over which the batch is spread, or several.
+      axis_index_groups: Groups of indices of that axis, all of one size: each group of devices then
+        holds a batch of its own. By default, all devices hold one batch.
 
     Returns:
       The normalised array, of the shape of `x`, and the statistics of the ghost batches.
 
     Raises:
-      ValueError: `ghost_batch_size` is less than 1, `x` has fewer than two dimensions, `axis` or
-        `batch_axis` is not an axis of `x`, or both name the same axis.
+      ValueError: `ghost_batch_size` is not an integer of at least 1, `x` has fewer than two
+        dimensions, `axis` or `batch_axis` is not an axis of `x`, or both name the same axis.
+
+    Warns:
+      UserWarning: A ghost batch has one example, although the batch has several, and the input has
+        no axes besides the batch's and the features': such an example is its own mean, so it
+        becomes `bias` whatever it was.
     """
-    _check_size(ghost_batch_size)
     x = jnp.asarray(x)
+    affine_map, statistics = ghost_affine_map(
+        x,
+        scale,
+        bias,
+        ghost_batch_size=ghost_batch_size,
+        axis=axis,
+        batch_axis=batch_axis,
+        epsilon=epsilon,
+        mask=mask,
+        dtype=dtype,
+        use_fast_variance=use_fast_variance,
+        force_float32_reductions=force_float32_reductions,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+    return affine_map(x).astype(canonicalize_dtype(x, scale, bias, dtype=dtype)), statistics
+
+
+def ghost_affine_map(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    *,
+    ghost_batch_size: int,
+    axis: int | Sequence[int],
+    batch_axis: int,
+    epsilon: float,
+    mask: ArrayLike | None,
+    dtype: DTypeLike | None,
+    use_fast_variance: bool,
+    force_float32_reductions: bool,
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+) -> tuple[AffineMap, Statistics]:
+    """The affine map that `ghost_batch_norm` applies to `x`, and the statistics behind it."""
+    _check_size(ghost_batch_size)
+    devices = _Devices(axis_name, axis_index_groups)
     batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
-    single = ghost_batch_size >= x.shape[batch_axis]
+    position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `moments`
+    share = x.shape[batch_axis]
+    batch = share * devices.number
+    ghosts = max(1, -(-batch // ghost_batch_size))
+    if ghosts > 1 and batch < 2 * ghosts and not inner_axes:
+        warnings.warn(
+            f"a ghost batch of one example normalises it to zero; for a batch of {batch}, use a "
+            f"ghost_batch_size of at least {2 + batch % 2} instead of {ghost_batch_size}",
+            stacklevel=2,
+        )
 
-    # If there are several ghost batches, take the moments of each example first: these are
-    # small and cheap to cut into ghost batches, and the input itself is never cut or copied.
+    # If there are several ghost batches, take the moments of each example first: these are small
+    # and cheap to cut into ghost batches, and the input itself is never cut or copied. If a ghost
+    # batch is made of whole devices' shares, one set of moments for each share is enough.
     moments_dtype = jnp.result_type(x) if dtype is None else jnp.dtype(dtype)
     if force_float32_reductions:
         moments_dtype = jnp.promote_types(moments_dtype, jnp.float32)
-    axes = (*inner_axes, batch_axis) if single else inner_axes
-    moments = _moments(x.astype(moments_dtype), mask, axes, use_fast_variance)
+    x = x.astype(moments_dtype)
+    of_shares = devices.number % ghosts == 0
+    axes = (*inner_axes, batch_axis) if of_shares else inner_axes
+    moments = _moments(x, mask, axes, use_fast_variance, devices if ghosts == 1 else _Devices())
     moments = [m.squeeze(inner_axes) for m in moments]
-    position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `moments`
-    if single:
-        mean, var, count = _merge(moments, position, use_fast_variance)
-        y = _normalize(x, (mean, var), scale, bias, axis=feature_axes, epsilon=epsilon, dtype=dtype)
-        return y, Statistics(mean[None], var[None], count[None])
+    if ghosts == 1:
+        count, mean, second = (m.squeeze(position) for m in moments)
+        var = jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second
+        entries = jnp.where(devices.index() == 0, count, 0)
+        maps = _affine_map(*_expand((mean, var, scale, bias), axes), epsilon=epsilon)
+        return maps, Statistics(mean[None], var[None], entries[None])
 
-    # On a CPU, XLA would repeat this computation inside everything that reads its result, which
-    # makes a training step take 1.2 times as long.
+    # Without this, XLA on a CPU repeats the computation inside everything that reads its result,
+    # which makes a training step take 1.2 times as long.
     metadata = {"inlineable": "false"} if jax.default_backend() == "cpu" else {}
+    local = devices.number == 1 or (ghosts % devices.number == 0 and batch % ghosts == 0)
+    if not local:
+        moments = [devices.gather(m, position) for m in moments]
     with set_xla_metadata(**metadata):
-        statistics, affine_maps = _cut(
+        maps, statistics = _cut(
             moments,
             scale,
             bias,
-            size=ghost_batch_size,
+            ghosts=ghosts // devices.number if local else ghosts,
             axis=position,
             epsilon=epsilon,
             use_fast_variance=use_fast_variance,
         )
-    centre, multiplier, offset = jax.tree.map(lambda a: jnp.expand_dims(a, inner_axes), affine_maps)
-    y = (x if centre is None else x - centre) * multiplier + offset
-    return y.astype(canonicalize_dtype(x, scale, bias, dtype=dtype)), statistics
+    if not local:
+        maps, statistics = devices.own(maps, statistics, position)
+    return _expand(maps, inner_axes), statistics
 
 
 def update_running_statistics(
@@ -117,57 +214,62 @@ def update_running_statistics(
     ghosts: Statistics,
     *,
     momentum: float,
-    stats_update: Literal["mean", "sequential"] = "mean",
-    axis_name: str | None = None,
-    axis_index_groups: Any = None,
+    stats_update: StatsUpdate = "mean",
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, Array]:
     """The running mean and variance after a training step.
 
-    With `s_1 … s_k` the statistics of the ghost batches, `n_1 … n_k` their numbers of entries and
-    `m` the momentum, a running statistic `r` is updated by one of two rules:
+    With `mu_1 … mu_k` and `v_1 … v_k` the means and variances of the ghost batches, `n_1 … n_k`
+    their numbers of entries, `w_i = n_i / sum_j n_j` and `m` the momentum, a running statistic `r`
+    is updated by one of three rules:
 
-    - `"mean"`: `r <- m r + (1 - m) sum_i n_i s_i / sum_i n_i`. One update a step, however many
-      ghost batches there are, each weighted by its size.
+    - `"mean"`: `r <- m r + (1 - m) sum_i w_i s_i`, where `s` is `mu` or `v`. One update a step,
+      however many ghost batches there are.
+    - `"pooled"`: one update a step with the mean and variance of the whole batch. The mean is that
+      of `"mean"`; the variance is `sum_i w_i (v_i + |mu_i - mu|²)`, which equals `E[|x|²] -
+      |E[x]|²` over all ghost batches, as in `VirtualBatchNorm` of google/init2winit.
     - `"sequential"`: `r <- m r + (1 - m) s_i` for `i = 1 … k` in order, as in Algorithm 1 of
       arXiv:1705.08741, computed as `m^k r + (1 - m) sum_i m^(k-i) s_i`. The momentum acts once per
       ghost batch, so the more ghost batches there are, the faster the past is forgotten.
 
-    A ghost batch without entries (all of it is masked) changes nothing under either rule.
+    A ghost batch without entries (all of it is masked) changes nothing under any rule.
 
     Args:
       running: Running mean and variance, each `[*features]`.
       ghosts: The statistics that `ghost_batch_norm` returns.
       momentum: The decay `m`, in [0, 1].
       stats_update: The rule.
-      axis_name: The mapped axis (of `jax.shard_map`, `jax.pmap` or `jax.vmap`) to average over.
-      axis_index_groups: Groups of indices of that axis to average within; by default all.
+      axis_name: As given to `ghost_batch_norm`.
+      axis_index_groups: As given to `ghost_batch_norm`.
 
     Returns:
-      The updated running mean and variance, in the dtypes of `running`.
+      The updated running mean and variance, in the dtypes of `running`; the mean of a complex input
+      is complex. They are the same on all devices of the axis, or of a group.
 
     Raises:
-      ValueError: `stats_update` is neither of the two rules.
+      ValueError: `stats_update` is none of the three rules.
     """
     _check_rule(stats_update)
-    psum = pmean = lambda tree: tree
-    if axis_name is not None:
-        groups = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-        psum, pmean = (functools.partial(f, **groups) for f in (lax.psum, lax.pmean))
-    count = ghosts.entries
-    if stats_update == "mean":
-        total = psum(count.sum(0))
-        weight = (1 - momentum) * count / jnp.maximum(total, 1)
-        decay = jnp.where(total > 0, momentum, 1)
-        added = psum([(weight * s).sum(0) for s in (ghosts.mean, ghosts.var)])
-        new = [decay * r + a for r, a in zip(running, added, strict=True)]
+    devices = _Devices(axis_name, axis_index_groups)
+    mean, var, count = ghosts.mean, ghosts.var, _unshard(ghosts.entries, 0)
+    if stats_update == "sequential":
+        weight = (count > 0).astype(count.dtype)
+        own = weight.sum(0)
+        later = own - jnp.cumsum(weight, 0) + devices.sum_of_later(own)
+        weight *= momentum**later
+        decay = momentum ** devices.sum(own)
     else:
-        seen = (count > 0).astype(count.dtype)
-        later = seen.sum(0) - jnp.cumsum(seen, 0)  # ghost batches that come after each
-        weight = (1 - momentum) * seen * momentum**later
-        decay = momentum ** seen.sum(0)
-        added = [(weight * s).sum(0) for s in (ghosts.mean, ghosts.var)]
-        new = pmean([decay * r + a for r, a in zip(running, added, strict=True)])
-    mean, var = (n.astype(r.dtype) for n, r in zip(new, running, strict=True))
+        total = devices.sum(count.sum(0))
+        weight = count / jnp.maximum(total, 1)
+        decay = jnp.where(total > 0, momentum, 1)
+    if stats_update == "pooled":
+        var = var + _abs_sq(mean - devices.sum((weight * mean).sum(0)))
+    added = devices.sum([(weight * s).sum(0) for s in (mean, var)])
+    new = [decay * r + (1 - momentum) * a for r, a in zip(running, added, strict=True)]
+    mean, var = (
+        n if jnp.iscomplexobj(n) else n.astype(r.dtype) for n, r in zip(new, running, strict=True)
+    )
     return mean, var
 
 
@@ -201,16 +303,15 @@ class GhostBatchNorm(nn.Module):
       use_running_average: Whether to normalise with the running statistics (inference) or with the
         ghost batches' own (training). Given here or in the call, not in both.
       ghost_batch_size: Examples in a ghost batch, at least 1.
-      stats_update: `"mean"` or `"sequential"`, see `update_running_statistics`.
-      axis_name: The mapped axis over which the batch is spread, if it is. Ghost batches stay on
-        their device: normalising needs no communication, and only the updates of the running
-        statistics are averaged.
+      stats_update: `"mean"`, `"pooled"` or `"sequential"`, see `update_running_statistics`.
+      axis_name: The mapped axis over which the batch is spread, if it is. A mesh needs no name.
+        The ghost batches are those of the whole batch, see `ghost_batch_norm`.
       batch_axis: The axis that is cut into ghost batches; not in `axis`, the feature axes.
     """
 
     use_running_average: bool | None = None
     ghost_batch_size: int = 32
-    stats_update: Literal["mean", "sequential"] = "mean"
+    stats_update: StatsUpdate = "mean"
     axis: int | Sequence[int] = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
@@ -225,6 +326,13 @@ class GhostBatchNorm(nn.Module):
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     batch_axis: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses bad arguments before they are used."""
+        check_use_running_average(self.use_running_average)
+        _check_size(self.ghost_batch_size)
+        _check_rule(self.stats_update)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -247,11 +355,12 @@ class GhostBatchNorm(nn.Module):
           An array of the shape of `x`.
 
         Raises:
+          TypeError: `use_running_average` is not a boolean. (Without `ghost_batch_size=`, a size is
+            taken for it.)
           ValueError: See `ghost_batch_norm` and `update_running_statistics`; or
             `use_running_average` is given twice or not at all.
         """
-        _check_size(self.ghost_batch_size)
-        _check_rule(self.stats_update)
+        check_use_running_average(use_running_average)
         x = jnp.asarray(x)
         _, feature_axes = _axes(x.shape, self.axis, self.batch_axis)
         inference = nn.merge_param(
@@ -266,11 +375,15 @@ class GhostBatchNorm(nn.Module):
             scale = self.param("scale", self.scale_init, features, self.param_dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
-        running, epsilon, dtype = (mean.value, var.value), self.epsilon, self.dtype
+        running = mean.value, var.value
         if inference:
-            return _normalize(
-                x, running, scale, bias, axis=feature_axes, epsilon=epsilon, dtype=dtype
-            )
+            others = tuple(a for a in range(x.ndim) if a not in feature_axes)
+            expanded = _expand((*running, scale, bias), others)
+            y = _affine_map(*expanded, epsilon=self.epsilon)(x)
+            return y.astype(canonicalize_dtype(x, scale, bias, dtype=self.dtype))
+        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        if self.is_initializing():
+            devices = {}  # as in Flax, the axis need not be mapped
         y, statistics = ghost_batch_norm(
             x,
             scale,
@@ -278,11 +391,12 @@ class GhostBatchNorm(nn.Module):
             ghost_batch_size=self.ghost_batch_size,
             axis=self.axis,
             batch_axis=self.batch_axis,
-            epsilon=epsilon,
+            epsilon=self.epsilon,
             mask=mask,
-            dtype=dtype,
+            dtype=self.dtype,
             use_fast_variance=self.use_fast_variance,
             force_float32_reductions=self.force_float32_reductions,
+            **devices,
         )
         if not self.is_initializing():
             mean.value, var.value = update_running_statistics(
@@ -290,20 +404,40 @@ class GhostBatchNorm(nn.Module):
                 statistics,
                 momentum=self.momentum,
                 stats_update=self.stats_update,
-                axis_name=self.axis_name,
-                axis_index_groups=self.axis_index_groups,
+                **devices,
             )
         return y
 
 
 def _check_size(ghost_batch_size: int) -> None:
-    if ghost_batch_size < 1:
-        raise ValueError(f"ghost_batch_size must be at least 1, got {ghost_batch_size}")
+    try:
+        size = operator.index(ghost_batch_size)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(
+            f"ghost_batch_size must be an integer of at least 1, got {ghost_batch_size}"
+        )
 
 
 def _check_rule(stats_update: str) -> None:
-    if stats_update not in ("mean", "sequential"):
-        raise ValueError(f"stats_update must be 'mean' or 'sequential', got {stats_update!r}")
+    if stats_update not in get_args(StatsUpdate):
+        raise ValueError(
+            f"stats_update must be 'mean', 'pooled' or 'sequential', got {stats_update!r}"
+        )
+
+
+def check_use_running_average(value: Any) -> None:
+    """Refuses what is neither None nor a boolean: most likely a ghost batch size, misplaced.
+
+    Raises:
+      TypeError: `value` is neither None nor a boolean, which may be NumPy's or traced.
+    """
+    if value is not None and not jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+        raise TypeError(
+            f"use_running_average must be None or a boolean, got {value!r}; "
+            "the size of a ghost batch is given as ghost_batch_size="
+        )
 
 
 def _axes(
@@ -321,22 +455,108 @@ def _axes(
     return first, tuple(sorted(features))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Devices:
+    """The devices that hold a batch: those along mapped axes, or each group of them.
+
+    The sum over a group is taken of gathered values, since `lax.psum` within groups does not work
+    in `jax.shard_map`.
+    """
+
+    axis_name: str | Sequence[str] | None = None
+    groups: Any = None  # what JAX takes as axis_index_groups
+
+    @property
+    def number(self) -> int:
+        if self.axis_name is None:
+            return 1
+        return lax.axis_size(self.axis_name) if self.groups is None else len(self.groups[0])
+
+    def index(self) -> ArrayLike:
+        """The place of this device among them."""
+        if self.axis_name is None:
+            return 0
+        place = lax.axis_index(self.axis_name)
+        if self.groups is None:
+            return place
+        return jnp.argsort(jnp.array(self.groups).ravel())[place] % self.number
+
+    def gather(self, x: Array, axis: int) -> Array:
+        """Joins the arrays of all devices along `axis`."""
+        return lax.all_gather(
+            x, self.axis_name, axis=axis, tiled=True, axis_index_groups=self.groups
+        )
+
+    def sum(self, tree: Any) -> Any:
+        if self.axis_name is None:
+            return tree
+        if self.groups is None:
+            return lax.psum(tree, self.axis_name)
+        return jax.tree.map(lambda x: self.gather(x[None], 0).sum(0), tree)
+
+    def sum_of_later(self, x: Array) -> ArrayLike:
+        """The sum over the devices that come after this one."""
+        if self.axis_name is None:
+            return 0
+        later = jnp.arange(self.number) > self.index()
+        return jnp.tensordot(later.astype(x.dtype), self.gather(x[None], 0), 1)
+
+    def average(self, values: Sequence[Array], counts: Array | None) -> Sequence[Array]:
+        """The averages over the devices, weighted by `counts` if these are given."""
+        if self.axis_name is None:
+            return values
+        if counts is None:
+            return [total / self.number for total in self.sum(values)]
+        count, *totals = self.sum([counts, *(counts * v for v in values)])
+        return [total / jnp.maximum(count, 1) for total in totals]
+
+    def own(
+        self, maps: AffineMap, statistics: Statistics, axis: int
+    ) -> tuple[AffineMap, Statistics]:
+        """What belongs to this device of the maps of all parts, along `axis`, and of statistics."""
+        parts = maps.multiplier.shape[axis]
+        share = parts // self.number
+        index = self.index()
+        maps = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index * share, share, axis), maps)
+        lengths = [n for k, n in _even_lengths(parts, len(statistics.mean)) for _ in range(k)]
+        starts = itertools.accumulate(lengths[:-1], initial=0)
+        mine = jnp.array([start // share for start in starts]) == index
+        mine = jnp.expand_dims(mine, range(1, statistics.entries.ndim))
+        return maps, statistics._replace(entries=jnp.where(mine, statistics.entries, 0))
+
+
 def _moments(
-    x: Array, mask: ArrayLike | None, axes: tuple[int, ...], use_fast_variance: bool
+    x: Array,
+    mask: ArrayLike | None,
+    axes: tuple[int, ...],
+    use_fast_variance: bool,
+    devices: _Devices,
 ) -> list[Array]:
-    """Number of entries, mean, and mean square or variance, over `axes`, which keep size 1.
+    """Number of entries, mean, and mean square or variance, over devices and `axes`, kept as 1.
 
     The last is the mean square for the fast variance. Computed as in `flax.linen.BatchNorm`.
     """
+    kept = count = None
     if mask is not None:
-        mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-    # If nothing is kept, the moments only have to be finite, because they count as zero entries.
-    kept = None if mask is None else mask | ~mask.any(axes, keepdims=True)
-    mean = x.mean(axes, keepdims=True, where=kept)
-    second = _abs_sq(x if use_fast_variance else x - mean).mean(axes, keepdims=True, where=kept)
-    if mask is None:
-        return [jnp.full(mean.shape, x.size // mean.size, jnp.float32), mean, second]
-    return [mask.sum(axes, keepdims=True, dtype=jnp.float32), mean, second]
+        mask = _shard_like(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape), x)
+        count = mask.sum(axes, keepdims=True, dtype=jnp.float32)
+        # If nothing is kept, the moments only have to be finite, because they count as 0 entries.
+        kept = mask | (count == 0)
+
+    def mean_of(*arrays: Array) -> Sequence[Array]:
+        return devices.average([a.mean(axes, keepdims=True, where=kept) for a in arrays], count)
+
+    if use_fast_variance:
+        mean, second = mean_of(x, _abs_sq(x))
+    else:
+        (mean,) = mean_of(x)
+        (second,) = mean_of(_abs_sq(x - mean))
+    if count is None:
+        entries = devices.number * x.size // mean.size
+        count = _shard_like(jnp.full(mean.shape, entries, jnp.float32), mean)
+    else:
+        count = devices.sum(count)
+    return [count, mean, second]
 
 
 def _merge(
@@ -356,75 +576,110 @@ def _merge(
     return merged_mean.squeeze(axis), var, total.squeeze(axis)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "axis", "epsilon", "use_fast_variance"))
+@functools.partial(jax.jit, static_argnames=("ghosts", "axis", "epsilon", "use_fast_variance"))
 def _cut(
     moments: Sequence[Array],
     scale: Array | None,
     bias: Array | None,
     *,
-    size: int,
+    ghosts: int,
     axis: int,
     epsilon: float,
     use_fast_variance: bool,
-) -> tuple[Statistics, tuple[Array | None, Array, Array]]:
-    """Cuts examples into ghost batches, given their moments, with the examples along `axis`.
+) -> tuple[AffineMap, Statistics]:
+    """Cuts parts (examples, or devices' shares) into ghost batches, given their moments.
 
     Returns:
-      The statistics of the ghost batches, and for each example, again along `axis`, `centre,
-      multiplier, offset`, with which an entry becomes `(x - centre) * multiplier + offset`. With
-      the fast variance `centre` is None, so that an entry and its gradient cost one product and
-      one sum; the digits that this loses are lost by the fast variance anyway.
+      A map for each part, along `axis`, and the statistics of the ghost batches. With the fast
+      variance the maps have no centre, so that an entry and its gradient cost one product and one
+      sum; the digits that this loses are lost by the fast variance anyway.
     """
     merge = functools.partial(_merge, axis=axis, use_fast_variance=use_fast_variance)
-    start, ghosts, examples = 0, [], []
-    batch = moments[0].shape[axis]
-    for number, length in ((batch // size, size), (1, batch % size)):
-        if length == 0:
-            continue
-        cut = [
+    example = moments[1]
+    parts = example.shape[axis]
+    if ghosts % _shards(example, axis) or parts % ghosts:
+        moments = [_unshard(m, axis) for m in moments]
+    start, cut, maps = 0, [], []
+    for number, length in _even_lengths(parts, ghosts):
+        group = [
             lax.slice_in_dim(m, start, start + number * length, axis=axis).reshape(
                 *m.shape[:axis], number, length, *m.shape[axis + 1 :]
             )
             for m in moments
         ]
-        ghosts.append(jax.vmap(merge, in_axes=axis, out_axes=axis)(cut))
-        examples.append([jnp.repeat(s, length, axis) for s in ghosts[-1][:2]])
+        cut.append(jax.vmap(merge, in_axes=axis, out_axes=axis)(group))
+        maps.append([_repeat(s, length, axis) for s in cut[-1][:2]])
         start += number * length
-    mean, var = (jnp.concatenate(s, axis) for s in zip(*examples, strict=True))
-    multiplier = lax.rsqrt(var + epsilon)
-    if scale is not None:
-        multiplier *= jnp.expand_dims(scale, axis)
-    offset = 0.0 if bias is None else jnp.expand_dims(bias, axis)
-    offset = jnp.broadcast_to(offset, mean.shape)
-    together = [jnp.concatenate(s, axis) for s in zip(*ghosts, strict=True)]
-    statistics = Statistics(*(jnp.moveaxis(s, axis, 0) for s in together))
+    mean, var = (jnp.concatenate(s, axis) for s in zip(*maps, strict=True))
+    statistics = Statistics(
+        *(jnp.moveaxis(jnp.concatenate(s, axis), axis, 0) for s in zip(*cut, strict=True))
+    )
+    affine_map = _affine_map(mean, var, *_expand((scale, bias), axis), epsilon=epsilon)
     if use_fast_variance:
-        return statistics, (None, multiplier, offset - mean * multiplier)
-    return statistics, (mean, multiplier, offset)
+        shift = -mean * affine_map.multiplier
+        offset = shift if affine_map.offset is None else affine_map.offset + shift
+        affine_map = AffineMap(None, affine_map.multiplier, offset)
+
+    def for_each_part(a: Array) -> Array:
+        return _shard_like(jnp.broadcast_to(a, mean.shape), example)
+
+    return jax.tree.map(for_each_part, affine_map), statistics
 
 
-def _normalize(
-    x: Array,
-    statistics: tuple[Array, Array],
-    scale: Array | None,
-    bias: Array | None,
-    *,
-    axis: tuple[int, ...],
-    epsilon: float,
-    dtype: DTypeLike | None,
-) -> Array:
-    """Normalises with one mean and variance, `[*features]`, exactly as `flax.linen.BatchNorm`."""
-    others = tuple(a for a in range(x.ndim) if a not in axis)
-    expand = functools.partial(jnp.expand_dims, axis=others)
-    mean, var = map(expand, statistics)
+def _even_lengths(parts: int, ghosts: int) -> list[tuple[int, int]]:
+    """How `numpy.array_split` cuts: numbers of ghost batches and their lengths, in order."""
+    length, longer = divmod(parts, ghosts)
+    groups = ((longer, length + 1), (ghosts - longer, length))
+    return [(number, length) for number, length in groups if number]
+
+
+def _repeat(x: Array, times: int, axis: int) -> Array:
+    """`jnp.repeat`, which does not work with explicit sharding."""
+    shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+    repeated = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), shape)
+    return repeated.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def _affine_map(
+    mean: Array, var: Array, scale: Array | None, bias: Array | None, *, epsilon: float
+) -> AffineMap:
+    """The map of `flax.linen.BatchNorm`, of arrays that broadcast to the input."""
     multiplier = lax.rsqrt(var + epsilon)
-    if scale is not None:
-        multiplier *= expand(scale)
-    y = (x - mean) * multiplier
-    if bias is not None:
-        y += expand(bias)
-    return y.astype(canonicalize_dtype(x, scale, bias, dtype=dtype))
+    return AffineMap(mean, multiplier if scale is None else multiplier * scale, bias)
+
+
+def _expand(arrays: Any, axes: int | Sequence[int]) -> Any:
+    """Adds axes of size 1 to the arrays of a tree."""
+    return jax.tree.map(lambda a: jnp.expand_dims(a, axes), arrays)
+
+
+def _shards(x: Array, axis: int) -> int:
+    """The number of devices over which explicit sharding spreads an axis."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    return math.prod(
+        sharding.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)
+    )
+
+
+def _unshard(x: Array, axis: int) -> Array:
+    """Undoes what explicit sharding does to an axis."""
+    sharding = jax.typeof(x).sharding
+    spec = [None if a == axis else names for a, names in enumerate(sharding.spec)]
+    return _reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def _shard_like(x: Array, other: Array) -> Array:
+    """Spreads `x` over devices as explicit sharding does with `other`."""
+    return _reshard(x, jax.typeof(other).sharding)
+
+
+def _reshard(x: Array, sharding: NamedSharding) -> Array:
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(x, sharding) if explicit else x
 
 
 def _abs_sq(x: Array) -> Array:
-    return (x * jnp.conj(x)).real
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)

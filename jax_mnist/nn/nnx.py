@@ -1,12 +1,17 @@
 """`GhostBatchNorm` for `flax.nnx`, a drop-in for `flax.nnx.BatchNorm`."""
 
-from typing import Any, Literal
+from typing import Any
 
 from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jax_mnist.nn.ghost_batch_norm import ghost_batch_norm, update_running_statistics
+from jax_mnist.nn.ghost_batch_norm import (
+    StatsUpdate,
+    check_use_running_average,
+    ghost_batch_norm,
+    update_running_statistics,
+)
 
 
 class GhostBatchNorm(nnx.BatchNorm):
@@ -37,7 +42,7 @@ class GhostBatchNorm(nnx.BatchNorm):
         num_features: int,
         *,
         ghost_batch_size: int = 32,
-        stats_update: Literal["mean", "sequential"] = "mean",
+        stats_update: StatsUpdate = "mean",
         **arguments: Any,
     ) -> None:
         """Makes the variables.
@@ -45,11 +50,15 @@ class GhostBatchNorm(nnx.BatchNorm):
         Args:
           num_features: Size of the feature axis.
           ghost_batch_size: Examples in a ghost batch, at least 1. The first axis is cut.
-          stats_update: How a training step updates the running statistics, `"mean"` or
+          stats_update: How a training step updates the running statistics, `"mean"`, `"pooled"` or
             `"sequential"`, see `ghost_batch_norm.update_running_statistics`.
-          **arguments: Those of `nnx.BatchNorm`, including `rngs`. With `axis_name`, ghost batches
-            stay on their device, and only the updates of the running statistics are averaged.
+          **arguments: Those of `nnx.BatchNorm`, including `rngs`. With `axis_name`, the ghost
+            batches are those of the whole batch, see `ghost_batch_norm.ghost_batch_norm`.
+
+        Raises:
+          TypeError: `use_running_average` is neither None nor a boolean.
         """
+        check_use_running_average(arguments.get("use_running_average"))
         super().__init__(num_features, **arguments)
         self.ghost_batch_size = ghost_batch_size
         self.stats_update = stats_update
@@ -73,14 +82,17 @@ class GhostBatchNorm(nnx.BatchNorm):
           An array of the shape of `x`.
 
         Raises:
+          TypeError: `use_running_average` is not a boolean.
           ValueError: See `ghost_batch_norm.ghost_batch_norm` and `update_running_statistics`; or
             `use_running_average` is given neither here nor as an attribute.
         """
+        check_use_running_average(use_running_average)
         inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is None or inference:
             return super().__call__(x, inference)
         running = self.mean[...], self.var[...]
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
+        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
         x, _, _, scale, bias = self.promote_dtype((x, *running, scale, bias), dtype=self.dtype)
         y, statistics = ghost_batch_norm(
             x,
@@ -92,14 +104,14 @@ class GhostBatchNorm(nnx.BatchNorm):
             mask=mask,
             dtype=self.dtype,
             use_fast_variance=self.use_fast_variance,
+            **devices,
         )
         updated = update_running_statistics(
             running,
             statistics,
             momentum=self.momentum,
             stats_update=self.stats_update,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **devices,
         )
         # As in nnx.BatchNorm: a variable outlives the step, so it must not carry its gradient.
         self.mean[...], self.var[...] = lax.stop_gradient(updated)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
 
 from jax_mnist.nn.ghost_batch_norm import (
     GhostBatchNorm,
@@ -22,7 +21,7 @@ from jax_mnist.nn.ghost_batch_norm import (
 
 BATCH = 12
 SHAPE = (BATCH, 4, 3, 6)
-RULES = ("mean", "sequential")
+RULES = ("mean", "pooled", "sequential")
 
 
 def inputs(shape, seed=0):
@@ -58,7 +57,7 @@ class Reference:
             np.asarray(variables["batch_stats"][k], np.float64) for k in ("mean", "var")
         ]
         self.momentum = momentum
-        self.ghosts = [x[i : i + size] for i in range(0, len(x), size)]
+        self.ghosts = np.array_split(x, -(-len(x) // size))
         self.axes = tuple(range(x.ndim - 1))
         self.means = [g.mean(self.axes) for g in self.ghosts]
         self.vars = [g.var(self.axes) for g in self.ghosts]
@@ -86,11 +85,15 @@ class Reference:
 
     def updated(self, rule):
         results = []
-        for running, ghosts in zip(self.running, (self.means, self.vars), strict=True):
-            if rule == "mean":
-                sizes = [len(g) for g in self.ghosts]
+        sizes = [len(g) for g in self.ghosts]
+        batch = np.concatenate(self.ghosts)
+        pooled = batch.mean(self.axes), batch.var(self.axes)
+        statistics = (self.means, self.vars)
+        for running, ghosts, whole in zip(self.running, statistics, pooled, strict=True):
+            if rule != "sequential":
                 average = np.average(ghosts, axis=0, weights=sizes)
-                running = self.momentum * running + (1 - self.momentum) * average
+                new = average if rule == "mean" else whole
+                running = self.momentum * running + (1 - self.momentum) * new
             else:
                 for ghost in ghosts:
                     running = self.momentum * running + (1 - self.momentum) * ghost
@@ -163,8 +166,9 @@ def test_every_ghost_batch_has_mean_0_and_variance_1(thorough):
         norm = jax.jit(functools.partial(ghost_batch_norm, **exact))
         y = np.asarray(norm(x)[0], np.float64)
         assert y.shape == x.shape
-        for start in range(0, batch, size):
-            ghost = y[start : start + size].reshape(-1, 3)
+        for ghost in np.array_split(y, -(-batch // size)):
+            assert len(ghost) <= size
+            ghost = ghost.reshape(-1, 3)
             np.testing.assert_allclose(ghost.mean(0), 0, atol=1e-4)
             np.testing.assert_allclose(ghost.var(0), 0 if len(ghost) == 1 else 1, atol=1e-3)
 
@@ -183,7 +187,7 @@ def test_masked_examples_do_not_count(kept, size):
     y, updated = step(variables, x, mask=kept[:, None, None], momentum=0.7, settings=of(size))
     sequential = mean = np.float64(variables["batch_stats"]["mean"])
     total = 0
-    for g in [slice(i, i + size) for i in range(0, 7, size)]:
+    for g in np.array_split(np.arange(7), -(-7 // size)):
         alone = np.float64(x[g][kept[g]])
         if len(alone) == 0:
             assert np.isfinite(y[g]).all()
@@ -278,50 +282,6 @@ def test_under_vmap_each_model_has_its_own_statistics():
         np.testing.assert_allclose(updated["mean"][1][i], expected.updated("mean")[1], atol=1e-5)
 
 
-def spread(devices, one_device):
-    """A function of variables and batch, with the batch cut over devices."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-    specs = {"in_specs": (P(), P("data")), "out_specs": P("data")}
-    return jax.jit(jax.shard_map(one_device, mesh=mesh, check_vma=False, **specs))
-
-
-def test_over_devices_only_the_running_statistics_are_shared():
-    """Two shards of 6, ghost batches of 4 and 2: as two runs with their updates averaged."""
-    x, variables = inputs(SHAPE), variables_for(6)
-
-    def one_device(variables, x):
-        y, updated = step(variables, x, settings=of(4), axis_name="data")
-        return y, jax.tree.map(lambda a: a[None], updated)
-
-    over_devices = spread(2, one_device)
-    compiled = over_devices.lower(variables, x).compile()
-    y, updated = compiled(variables, x)
-    references = [Reference(variables, shard, 4, momentum=0.8) for shard in np.split(x, 2)]
-    np.testing.assert_allclose(y, np.concatenate([r.output() for r in references]), atol=1e-5)
-    for rule in RULES:
-        expected = np.mean([r.updated(rule) for r in references], axis=0)
-        for found, want in zip(updated[rule], expected, strict=True):
-            np.testing.assert_allclose(found, [want] * 2, atol=1e-5)
-    # Where only the outputs are asked for, the compiled program has no collective.
-    outputs = jax.jit(lambda v, x: over_devices(v, x)[0]).lower(variables, x).compile()
-    assert "all-reduce" not in outputs.as_text()
-    assert "all-reduce" in compiled.as_text()
-
-
-def test_the_layer_averages_within_each_group_of_its_axis():
-    x, variables = inputs((24, 5, 6)), variables_for(6)
-    norm = GhostBatchNorm(
-        ghost_batch_size=3, momentum=0.8, axis_name="data", axis_index_groups=[[0, 1], [2, 3]]
-    )
-    stats = spread(4, lambda v, x: jax.tree.map(lambda a: a[None], train(norm, v, x)[1]))
-    found = stats(variables, x)["batch_stats"]
-    shards = [Reference(variables, s, 3, momentum=0.8).updated("mean") for s in np.split(x, 4)]
-    first, second = np.mean(shards[:2], axis=0), np.mean(shards[2:], axis=0)
-    for key, a, b in zip(("mean", "var"), first, second, strict=True):
-        np.testing.assert_allclose(found[key], [a, a, b, b], atol=1e-5)
-        assert not np.allclose(a, b)
-
-
 @pytest.mark.parametrize(
     ("order", "size"),
     [((1, 3, 2, 0), 5), ((1, 3, 2, 0), 32), ((3, 1, 0, 2), 3), ((0, 3, 1, 2), 5)],
@@ -353,8 +313,8 @@ def test_initialisation_leaves_the_running_statistics_alone():
 @pytest.mark.parametrize(
     ("kwargs", "shape", "message"),
     [
-        ({"ghost_batch_size": 0}, SHAPE, "ghost_batch_size must be at least 1, got 0"),
-        ({"stats_update": "median"}, SHAPE, "'mean' or 'sequential', got 'median'"),
+        ({"ghost_batch_size": 0}, SHAPE, "integer of at least 1, got 0"),
+        ({"stats_update": "median"}, SHAPE, "'pooled' or 'sequential', got 'median'"),
         ({"axis": 0}, SHAPE, "feature axis other than the batch"),
         ({"axis": 4}, SHAPE, "feature axis other than the batch"),
         ({"batch_axis": 4}, SHAPE, "feature axis other than the batch"),
