@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -188,9 +188,14 @@ def ghost_affine_map(
         maps = _affine_map(*_expand((mean, var, scale, bias), axes), epsilon=epsilon)
         return maps, Statistics(mean[None], var[None], entries[None])
 
+    # An example without inner axes has no moments but itself.
+    of_entries = not inner_axes and not of_shares
+    if of_entries:
+        moments = [x] if mask is None else [x, _broadcast(mask, x)]
     # Without this, XLA on a CPU repeats the computation inside everything that reads its result,
-    # which makes a training step take 1.2 times as long.
-    metadata = {"inlineable": "false"} if jax.default_backend() == "cpu" else {}
+    # which makes a training step take 1.2 times as long. A dense layer takes 3 times as long with
+    # it: XLA has to see the input, or it writes several copies of it.
+    metadata = {"inlineable": "false"} if jax.default_backend() == "cpu" and not of_entries else {}
     local = devices.number == 1 or (ghosts % devices.number == 0 and batch % ghosts == 0)
     if not local:
         moments = [devices.gather(m, position) for m in moments]
@@ -203,6 +208,7 @@ def ghost_affine_map(
             axis=position,
             epsilon=epsilon,
             use_fast_variance=use_fast_variance,
+            merge=_ghost_moments if of_entries else _merge,
         )
     if not local:
         maps, statistics = devices.own(maps, statistics, position)
@@ -547,7 +553,7 @@ def _moments(
     """
     kept = count = None
     if mask is not None:
-        mask = _shard_like(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape), x)
+        mask = _broadcast(mask, x)
         count = mask.sum(axes, keepdims=True, dtype=jnp.float32)
         # If nothing is kept, the moments only have to be finite, because they count as 0 entries.
         kept = mask | (count == 0)
@@ -585,7 +591,9 @@ def _merge(
     return merged_mean.squeeze(axis), var, total.squeeze(axis)
 
 
-@functools.partial(jax.jit, static_argnames=("ghosts", "axis", "epsilon", "use_fast_variance"))
+@functools.partial(
+    jax.jit, static_argnames=("ghosts", "axis", "epsilon", "use_fast_variance", "merge")
+)
 def _cut(
     moments: Sequence[Array],
     scale: Array | None,
@@ -595,34 +603,42 @@ def _cut(
     axis: int,
     epsilon: float,
     use_fast_variance: bool,
+    merge: Callable[..., tuple[Array, Array, Array]],
 ) -> tuple[AffineMap, Statistics]:
-    """Cuts parts (examples, or devices' shares) into ghost batches, given their moments.
+    """Cuts parts (examples, or devices' shares) into ghost batches.
+
+    Args:
+      moments: The moments of the parts, along `axis`; or their entries, and perhaps a mask.
+      scale: `[*features]`, or None.
+      bias: `[*features]`, or None.
+      ghosts: The number of ghost batches.
+      axis: The axis of the parts.
+      epsilon: Added to the variance.
+      use_fast_variance: See `ghost_batch_norm`.
+      merge: Makes mean, variance and count of a ghost batch from what `moments` has of it.
 
     Returns:
       A map for each part, along `axis`, and the statistics of the ghost batches. With the fast
       variance the maps have no centre, so that an entry and its gradient cost one product and one
       sum; the digits that this loses are lost by the fast variance anyway.
     """
-    merge = functools.partial(_merge, axis=axis, use_fast_variance=use_fast_variance)
-    example = moments[1]
+    merge_one = functools.partial(merge, axis=axis, use_fast_variance=use_fast_variance)
+    example = moments[0]
     parts = example.shape[axis]
     if ghosts % _shards(example, axis) or parts % ghosts:
         moments = [_unshard(m, axis) for m in moments]
-    start, cut, maps = 0, [], []
-    for number, length in _even_lengths(parts, ghosts):
+    lengths = _even_lengths(parts, ghosts)
+    start, cut = 0, []
+    for number, length in lengths:
         group = [
             lax.slice_in_dim(m, start, start + number * length, axis=axis).reshape(
                 *m.shape[:axis], number, length, *m.shape[axis + 1 :]
             )
             for m in moments
         ]
-        cut.append(jax.vmap(merge, in_axes=axis, out_axes=axis)(group))
-        maps.append([_repeat(s, length, axis) for s in cut[-1][:2]])
+        cut.append(jax.vmap(merge_one, in_axes=axis, out_axes=axis)(group))
         start += number * length
-    mean, var = (jnp.concatenate(s, axis) for s in zip(*maps, strict=True))
-    statistics = Statistics(
-        *(jnp.moveaxis(jnp.concatenate(s, axis), axis, 0) for s in zip(*cut, strict=True))
-    )
+    mean, var, count = (jnp.concatenate(s, axis) for s in zip(*cut, strict=True))
     affine_map = _affine_map(mean, var, *_expand((scale, bias), axis), epsilon=epsilon)
     if use_fast_variance:
         shift = -mean * affine_map.multiplier
@@ -630,9 +646,27 @@ def _cut(
         affine_map = AffineMap(None, affine_map.multiplier, offset)
 
     def for_each_part(a: Array) -> Array:
-        return _shard_like(jnp.broadcast_to(a, mean.shape), example)
+        groups = jnp.split(jnp.broadcast_to(a, mean.shape), [lengths[0][0]], axis)
+        repeated = [_repeat(g, n, axis) for g, (_, n) in zip(groups, lengths, strict=False)]
+        return _shard_like(jnp.concatenate(repeated, axis), example)
 
+    statistics = Statistics(*(jnp.moveaxis(s, axis, 0) for s in (mean, var, count)))
     return jax.tree.map(for_each_part, affine_map), statistics
+
+
+def _ghost_moments(
+    entries: Sequence[Array], axis: int, use_fast_variance: bool
+) -> tuple[Array, Array, Array]:
+    """Mean, biased variance and count of one ghost batch: its entries and perhaps their mask."""
+    x, mask = entries[0], entries[1] if len(entries) > 1 else None
+    moments = _moments(x, mask, (axis,), use_fast_variance, _Devices())
+    count, mean, second = (m.squeeze(axis) for m in moments)
+    return mean, jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second, count
+
+
+def _broadcast(mask: ArrayLike, x: Array) -> Array:
+    """The mask, of the shape of `x` and spread over devices as it is."""
+    return _shard_like(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape), x)
 
 
 def _even_lengths(parts: int, ghosts: int) -> list[tuple[int, int]]:
