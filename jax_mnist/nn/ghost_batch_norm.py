@@ -170,45 +170,38 @@ def ghost_affine_map(
             stacklevel=2,
         )
 
-    # If there are several ghost batches, take the moments of each example first: these are small
-    # and cheap to cut into ghost batches, and the input itself is never cut or copied. If a ghost
-    # batch is made of whole devices' shares, one set of moments for each share is enough.
     moments_dtype = jnp.result_type(x) if dtype is None else jnp.dtype(dtype)
     if force_float32_reductions:
         moments_dtype = jnp.promote_types(moments_dtype, jnp.float32)
     x = x.astype(moments_dtype)
-    of_shares = devices.number % ghosts == 0
-    axes = (*inner_axes, batch_axis) if of_shares else inner_axes
-    moments = _moments(x, mask, axes, use_fast_variance, devices if ghosts == 1 else _Devices())
-    moments = [m.squeeze(inner_axes) for m in moments]
     if ghosts == 1:
-        count, mean, second = (m.squeeze(position) for m in moments)
-        var = jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second
-        entries = jnp.where(devices.index() == 0, count, 0)
+        axes = (*inner_axes, batch_axis)
+        mean, var, count = _statistics(x, mask, axes, use_fast_variance, devices)
         maps = _affine_map(*_expand((mean, var, scale, bias), axes), epsilon=epsilon)
+        entries = jnp.where(devices.index() == 0, count, 0)
         return maps, Statistics(mean[None], var[None], entries[None])
 
-    # An example without inner axes has no moments but itself.
-    of_entries = not inner_axes and not of_shares
-    if of_entries:
-        moments = [x] if mask is None else [x, _broadcast(mask, x)]
+    # If a ghost batch is made of whole devices' shares, the moments of each share are enough.
+    axes = (*inner_axes, batch_axis) if devices.number % ghosts == 0 else inner_axes
+    parts, merge = _parts(x, mask, axes, use_fast_variance)
+    parts = [p.squeeze(inner_axes) for p in parts]
     # Without this, XLA on a CPU repeats the computation inside everything that reads its result,
-    # which makes a training step take 1.2 times as long. A dense layer takes 3 times as long with
-    # it: XLA has to see the input, or it writes several copies of it.
-    metadata = {"inlineable": "false"} if jax.default_backend() == "cpu" and not of_entries else {}
+    # which makes a training step take 1.2 times as long. But entries have to be seen, or XLA writes
+    # several copies of them, and a dense layer takes 3 times as long.
+    separate = jax.default_backend() == "cpu" and merge is _merge_moments
     local = devices.number == 1 or (ghosts % devices.number == 0 and batch % ghosts == 0)
     if not local:
-        moments = [devices.gather(m, position) for m in moments]
-    with set_xla_metadata(**metadata):
+        parts = [devices.gather(p, position) for p in parts]
+    with set_xla_metadata(**{"inlineable": "false"} if separate else {}):
         maps, statistics = _cut(
-            moments,
+            parts,
             scale,
             bias,
             ghosts=ghosts // devices.number if local else ghosts,
             axis=position,
             epsilon=epsilon,
             use_fast_variance=use_fast_variance,
-            merge=_ghost_moments if of_entries else _merge,
+            merge=merge,
         )
     if not local:
         maps, statistics = devices.own(maps, statistics, position)
@@ -574,10 +567,44 @@ def _moments(
     return [count, mean, second]
 
 
-def _merge(
+def _statistics(
+    x: Array,
+    mask: ArrayLike | None,
+    axes: tuple[int, ...],
+    use_fast_variance: bool,
+    devices: _Devices,
+) -> tuple[Array, Array, Array]:
+    """Mean, biased variance and number of entries, over devices and `axes`."""
+    moments = _moments(x, mask, axes, use_fast_variance, devices)
+    count, mean, second = (m.squeeze(axes) for m in moments)
+    return mean, jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second, count
+
+
+def _parts(
+    x: Array, mask: ArrayLike | None, axes: tuple[int, ...], use_fast_variance: bool
+) -> tuple[list[Array], Callable[..., tuple[Array, Array, Array]]]:
+    """What to cut into ghost batches, and how the statistics of one are made of what it gets.
+
+    These are the moments over `axes`: they are small and cheap to cut, and the input itself is
+    neither cut nor copied. Without `axes`, they would be larger than the input, which is cut then.
+    """
+    if axes:
+        return _moments(x, mask, axes, use_fast_variance, _Devices()), _merge_moments
+    return [x] if mask is None else [x, _broadcast(mask, x)], _merge_entries
+
+
+def _merge_entries(
+    entries: Sequence[Array], axis: int, use_fast_variance: bool
+) -> tuple[Array, Array, Array]:
+    """Mean, biased variance and count of one ghost batch, given entries and perhaps their mask."""
+    x, mask = entries[0], entries[1] if len(entries) > 1 else None
+    return _statistics(x, mask, (axis,), use_fast_variance, _Devices())
+
+
+def _merge_moments(
     moments: Sequence[Array], axis: int, use_fast_variance: bool
 ) -> tuple[Array, Array, Array]:
-    """Mean, biased variance and count of one ghost batch, whose parts' moments lie along `axis`."""
+    """Mean, biased variance and count of one ghost batch, given the moments of its parts."""
     count, mean, second = moments
     total = count.sum(axis, keepdims=True)
     weight = jnp.where(total > 0, count, 1)
@@ -595,7 +622,7 @@ def _merge(
     jax.jit, static_argnames=("ghosts", "axis", "epsilon", "use_fast_variance", "merge")
 )
 def _cut(
-    moments: Sequence[Array],
+    parts: Sequence[Array],
     scale: Array | None,
     bias: Array | None,
     *,
@@ -605,17 +632,17 @@ def _cut(
     use_fast_variance: bool,
     merge: Callable[..., tuple[Array, Array, Array]],
 ) -> tuple[AffineMap, Statistics]:
-    """Cuts parts (examples, or devices' shares) into ghost batches.
+    """Cuts examples, or devices' shares, into ghost batches.
 
     Args:
-      moments: The moments of the parts, along `axis`; or their entries, and perhaps a mask.
+      parts: What to cut along `axis`, see `_parts`.
       scale: `[*features]`, or None.
       bias: `[*features]`, or None.
       ghosts: The number of ghost batches.
       axis: The axis of the parts.
       epsilon: Added to the variance.
       use_fast_variance: See `ghost_batch_norm`.
-      merge: Makes mean, variance and count of a ghost batch from what `moments` has of it.
+      merge: Makes mean, variance and count of one ghost batch.
 
     Returns:
       A map for each part, along `axis`, and the statistics of the ghost batches. With the fast
@@ -623,18 +650,17 @@ def _cut(
       sum; the digits that this loses are lost by the fast variance anyway.
     """
     merge_one = functools.partial(merge, axis=axis, use_fast_variance=use_fast_variance)
-    example = moments[0]
-    parts = example.shape[axis]
-    if ghosts % _shards(example, axis) or parts % ghosts:
-        moments = [_unshard(m, axis) for m in moments]
-    lengths = _even_lengths(parts, ghosts)
+    example = parts[0]
+    lengths = _even_lengths(example.shape[axis], ghosts)
+    if ghosts % _shards(example, axis) or len(lengths) > 1:
+        parts = [_unshard(p, axis) for p in parts]
     start, cut = 0, []
     for number, length in lengths:
         group = [
-            lax.slice_in_dim(m, start, start + number * length, axis=axis).reshape(
-                *m.shape[:axis], number, length, *m.shape[axis + 1 :]
+            lax.slice_in_dim(p, start, start + number * length, axis=axis).reshape(
+                *p.shape[:axis], number, length, *p.shape[axis + 1 :]
             )
-            for m in moments
+            for p in parts
         ]
         cut.append(jax.vmap(merge_one, in_axes=axis, out_axes=axis)(group))
         start += number * length
@@ -652,16 +678,6 @@ def _cut(
 
     statistics = Statistics(*(jnp.moveaxis(s, axis, 0) for s in (mean, var, count)))
     return jax.tree.map(for_each_part, affine_map), statistics
-
-
-def _ghost_moments(
-    entries: Sequence[Array], axis: int, use_fast_variance: bool
-) -> tuple[Array, Array, Array]:
-    """Mean, biased variance and count of one ghost batch: its entries and perhaps their mask."""
-    x, mask = entries[0], entries[1] if len(entries) > 1 else None
-    moments = _moments(x, mask, (axis,), use_fast_variance, _Devices())
-    count, mean, second = (m.squeeze(axis) for m in moments)
-    return mean, jnp.maximum(0, second - _abs_sq(mean)) if use_fast_variance else second, count
 
 
 def _broadcast(mask: ArrayLike, x: Array) -> Array:
