@@ -25,6 +25,7 @@ from jax_mnist.nn.cnn import CNN
 from jax_mnist.nn.ghost_batch_norm import StatsUpdate
 
 RULES = get_args(StatsUpdate)
+SPLITS = ("train[:-10000]", "train[-10000:]")
 
 
 class Dense(nn.Module):
@@ -38,6 +39,9 @@ class Dense(nn.Module):
         for _ in range(2):
             x = nn.relu(self.norm(use_running_average=not train)(nn.Dense(256)(x)))
         return nn.Dense(10)(x)
+
+
+NETWORKS = {"dense": Dense, "convolutional": CNN}
 
 
 def trained(models, images, labels, *, seed, epochs, batch_size):
@@ -93,13 +97,11 @@ def main():
     flags = parser.parse_args()
     train, held_out = (
         (np.float32(data.images / 255 - 0.1307) / 0.3081, np.asarray(data.labels))
-        for data in (
-            datasets.load("mnist", split) for split in ("train[:-10000]", "train[-10000:]")
-        )
+        for data in (datasets.load("mnist", split) for split in SPLITS)
     )
-    print(f"| network | ghost batch | {' | '.join(f'{r}: loss | error, %' for r in RULES)} |")
+    print(f"| network | ghost batch | {' | '.join(f'{rule}: loss | error, %' for rule in RULES)} |")
     print("| --- | --- |" + " --- | --- |" * len(RULES))
-    for name, network in (("dense", Dense), ("convolutional", CNN)):
+    for name, network in NETWORKS.items():
         for size in flags.sizes:
             models = {
                 rule: network(

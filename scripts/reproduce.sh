@@ -21,13 +21,14 @@ benchmark      10 minutes          benchmark.md, against PyTorch if it is instal
 scale          10 minutes          scale.md, growth with batch size, ghost size and replicas
 communication  2 minutes           communication.md, what devices communicate in a step
 layer          10 minutes          layer.md, cost of the layer against flax.linen.BatchNorm
+statistics     30 minutes          statistics.md, rules for the running statistics of the layer
 
 The step fashion reads the four files of Fashion-MNIST from /usr/share/datasets/fashion-mnist, where
 Debian's package dataset-fashion-mnist puts them, or from the folder in FASHION_MNIST.
 END
 }
 
-steps=(choice study recipes fashion benchmark scale communication layer)
+steps=(choice study recipes fashion benchmark scale communication layer statistics)
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
 fail() {
@@ -79,6 +80,7 @@ run_step() {
         scale) print_to "$file" python scripts/benchmark.py --scale --steps 104 --rounds 2 ;;
         communication) print_to "$file" python scripts/communication.py ;;
         layer) print_to "$file" python scripts/benchmark_layer.py ;;
+        statistics) print_to "$file" python scripts/compare_statistics.py ;;
     esac
 }
 
@@ -92,7 +94,7 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | recipes | benchmark | scale | communication | layer) ;;
+        choice | study | recipes | benchmark | scale | communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||
                 fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"
