@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
     Attributes:
       mean: The mean of each ghost batch.
       var: The biased variance of each ghost batch.
-      entries: The number of entries behind them (those that the mask keeps), float32. If devices
+      entries: The number of entries behind them (those that the mask keeps), a float. If devices
         share ghost batches, only the device that holds the first example of a ghost batch counts
         its entries, and the others have 0.
     """
@@ -93,7 +93,8 @@ def ghost_batch_norm(
       scale: `[*features]`, or None for 1.
       bias: `[*features]`, or None for 0.
       ghost_batch_size: The most examples in a ghost batch, at least 1. If the batch has no more
-        examples than this, the result is exactly that of `flax.linen.BatchNorm`.
+        examples than this, the result is exactly that of `flax.linen.BatchNorm`, except that a mask
+        weights devices by the entries that it keeps there, where Flax weights them equally.
       axis: The feature axis, or axes. The statistics are taken over all others.
       batch_axis: The axis that is cut.
       epsilon: Added to the variance before the square root.
@@ -103,7 +104,8 @@ def ghost_batch_norm(
       use_fast_variance: Compute the variance as `E[|x|²] - |E[x]|²`, in one pass over the input,
         instead of as `E[|x - E[x]|²]`, in two passes, which is more accurate.
       force_float32_reductions: Compute the statistics in at least float32.
-      axis_name: The mapped axis over which the batch is spread, or several.
+      axis_name: The mapped axis over which the batch is spread, or several. `x` still has its
+        batch axis: under a `jax.vmap` over single examples, give it one of size 1.
       axis_index_groups: Groups of indices of that axis, all of one size: each group of devices then
         holds a batch of its own. By default, all devices hold one batch.
 
@@ -112,7 +114,8 @@ def ghost_batch_norm(
 
     Raises:
       ValueError: `ghost_batch_size` is not an integer of at least 1, `x` has fewer than two
-        dimensions, `axis` or `batch_axis` is not an axis of `x`, or both name the same axis.
+        dimensions, `axis` or `batch_axis` is not an axis of `x`, both name the same axis, or the
+        groups of devices are not of one size.
 
     Warns:
       UserWarning: A ghost batch has one example, although the batch has several, and the input has
@@ -155,15 +158,15 @@ def ghost_affine_map(
     axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> tuple[AffineMap, Statistics]:
     """The affine map that `ghost_batch_norm` applies to `x`, and the statistics behind it."""
-    _check_size(ghost_batch_size)
+    check_arguments(None, ghost_batch_size)
     devices = _Devices(axis_name, axis_index_groups)
     batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
     position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `moments`
     share = x.shape[batch_axis]
     batch = share * devices.number
-    ghosts = max(1, -(-batch // ghost_batch_size))
-    if ghosts > 1 and batch < 2 * ghosts and not inner_axes:
+    ghosts = max(1, -(-batch // operator.index(ghost_batch_size)))
+    if ghosts > 1 and batch < 2 * ghosts and all(x.shape[a] == 1 for a in inner_axes):
         warnings.warn(
             f"a ghost batch of one example normalises it to zero; for a batch of {batch}, use a "
             f"ghost_batch_size of at least {2 + batch % 2} instead of {ghost_batch_size}",
@@ -243,35 +246,34 @@ def update_running_statistics(
       axis_index_groups: As given to `ghost_batch_norm`.
 
     Returns:
-      The updated running mean and variance, in the dtypes of `running`; the mean of a complex input
-      is complex. They are the same on all devices of the axis, or of a group.
+      The updated running mean and variance, the same on all devices of the axis, or of a group.
+      Their dtypes are, as in Flax, those of `running`, promoted to those of the statistics.
 
     Raises:
       ValueError: `stats_update` is none of the three rules.
     """
-    _check_rule(stats_update)
+    check_arguments(None, 1, stats_update)
     devices = _Devices(axis_name, axis_index_groups)
     mean, var, count = ghosts
     if stats_update == "sequential":
-        weight = (_unshard(count, 0) > 0).astype(
-            count.dtype
-        )  # a sum along a spread axis is refused
-        own = weight.sum(0)
+        # Explicit sharding refuses a cumulative sum along an axis that is spread over devices.
+        weight = (_unshard(count, 0) > 0).astype(count.dtype)
+        own = weight.sum(0, keepdims=True)
         later = own - jnp.cumsum(weight, 0) + devices.sum_of_later(own)
         weight *= momentum**later
         decay = momentum ** devices.sum(own)
     else:
-        total = devices.sum(count.sum(0))
+        total = devices.sum(count.sum(0, keepdims=True))
         weight = count / jnp.maximum(total, 1)
         decay = jnp.where(total > 0, momentum, 1)
     if stats_update == "pooled":
-        var = var + _abs_sq(mean - devices.sum((weight * mean).sum(0)))
+        var = var + _abs_sq(mean - devices.sum((weight * mean).sum(0, keepdims=True)))
     added = devices.sum([(weight * s).sum(0) for s in (mean, var)])
-    new = [decay * r + (1 - momentum) * a for r, a in zip(running, added, strict=True)]
-    mean, var = (
-        n if jnp.iscomplexobj(n) else n.astype(r.dtype) for n, r in zip(new, running, strict=True)
+    new_mean, new_var = (
+        (decay[0] * old + (1 - momentum) * new).astype(jnp.promote_types(old.dtype, s.dtype))
+        for old, new, s in zip(running, added, (mean, var), strict=True)
     )
-    return mean, var
+    return new_mean, new_var
 
 
 class GhostBatchNorm(nn.Module):
@@ -311,8 +313,6 @@ class GhostBatchNorm(nn.Module):
     """
 
     use_running_average: bool | None = None
-    ghost_batch_size: int = 32
-    stats_update: StatsUpdate = "mean"
     axis: int | Sequence[int] = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
@@ -322,17 +322,17 @@ class GhostBatchNorm(nn.Module):
     use_scale: bool = True
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    axis_name: str | None = None
+    axis_name: str | Sequence[str] | None = None
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    ghost_batch_size: int = 32
+    stats_update: StatsUpdate = "mean"
     batch_axis: int = 0
 
     def __post_init__(self) -> None:
         """Refuses bad arguments before they are used."""
-        check_use_running_average(self.use_running_average)
-        _check_size(self.ghost_batch_size)
-        _check_rule(self.stats_update)
+        check_arguments(self.use_running_average, self.ghost_batch_size, self.stats_update)
         super().__post_init__()
 
     @nn.compact
@@ -361,7 +361,7 @@ class GhostBatchNorm(nn.Module):
           ValueError: See `ghost_batch_norm` and `update_running_statistics`; or
             `use_running_average` is given twice or not at all.
         """
-        check_use_running_average(use_running_average)
+        check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
         x = jnp.asarray(x)
         _, feature_axes = _axes(x.shape, self.axis, self.batch_axis)
         inference = nn.merge_param(
@@ -410,34 +410,30 @@ class GhostBatchNorm(nn.Module):
         return y
 
 
-def _check_size(ghost_batch_size: int) -> None:
-    try:
-        size = operator.index(ghost_batch_size)
-    except TypeError:
-        size = 0
-    if size < 1:
+def check_arguments(
+    use_running_average: Any, ghost_batch_size: Any, stats_update: Any = "mean"
+) -> None:
+    """Refuses bad arguments.
+
+    Raises:
+      TypeError: `use_running_average` is neither None nor a boolean (which may be NumPy's, or
+        traced): most likely a size of ghost batches was given without its name.
+      ValueError: `ghost_batch_size` is not an integer of at least 1, or `stats_update` is unknown.
+    """
+    dtype = getattr(use_running_average, "dtype", type(use_running_average))
+    if use_running_average is not None and (dtype not in (bool,) or jnp.ndim(use_running_average)):
+        raise TypeError(
+            f"use_running_average must be None or a boolean, got {use_running_average!r}; "
+            "the size of a ghost batch is given as ghost_batch_size="
+        )
+    integer = hasattr(ghost_batch_size, "__index__") and not isinstance(ghost_batch_size, bool)
+    if not integer or operator.index(ghost_batch_size) < 1:
         raise ValueError(
             f"ghost_batch_size must be an integer of at least 1, got {ghost_batch_size}"
         )
-
-
-def _check_rule(stats_update: str) -> None:
     if stats_update not in get_args(StatsUpdate):
         raise ValueError(
             f"stats_update must be 'mean', 'pooled' or 'sequential', got {stats_update!r}"
-        )
-
-
-def check_use_running_average(value: Any) -> None:
-    """Refuses what is neither None nor a boolean: most likely a ghost batch size, misplaced.
-
-    Raises:
-      TypeError: `value` is neither None nor a boolean, which may be NumPy's or traced.
-    """
-    if value is not None and getattr(value, "dtype", type(value)) not in (bool,):
-        raise TypeError(
-            f"use_running_average must be None or a boolean, got {value!r}; "
-            "the size of a ghost batch is given as ghost_batch_size="
         )
 
 
@@ -446,7 +442,7 @@ def _axes(
 ) -> tuple[int, tuple[int, ...]]:
     """The batch's axis and the features' axes, counted from 0, the latter in order."""
     ndim = len(shape)
-    given = (batch_axis, *((axis,) if isinstance(axis, int) else axis))
+    given = (batch_axis, *(axis if isinstance(axis, Iterable) else (axis,)))
     first, *features = (a % ndim if -ndim <= a < ndim else ndim for a in given)
     if ndim < 2 or len({first, *features}) < len(given) or ndim in (first, *features):
         raise ValueError(
@@ -466,6 +462,10 @@ class _Devices:
 
     axis_name: str | Sequence[str] | None = None
     groups: Any = None  # what JAX takes as axis_index_groups
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and len({len(group) for group in self.groups}) != 1:
+            raise ValueError(f"axis_index_groups must be groups of one size, got {self.groups}")
 
     @property
     def number(self) -> int:
@@ -490,9 +490,10 @@ class _Devices:
             mine = jnp.expand_dims(mine, [*range(axis), *range(axis + 1, x.ndim + 1)])
             x = self.sum(jnp.where(mine, jnp.expand_dims(x, axis), 0))
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-        return lax.all_gather(
-            x, self.axis_name, axis=axis, tiled=True, axis_index_groups=self.groups
-        )
+        names = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name or ()
+        for name in reversed(names):  # at once, JAX cannot gather over axes of nested jax.vmap
+            x = lax.all_gather(x, name, axis=axis, tiled=True, axis_index_groups=self.groups)
+        return x
 
     def sum(self, tree: Any) -> Any:
         if self.axis_name is None:
@@ -544,12 +545,13 @@ def _moments(
 
     The last is the mean square for the fast variance. Computed as in `flax.linen.BatchNorm`.
     """
+    counts_dtype = jnp.finfo(jnp.promote_types(x.dtype, jnp.float32)).dtype
     kept = count = None
     if mask is not None:
         mask = _broadcast(mask, x)
-        count = mask.sum(axes, keepdims=True, dtype=jnp.float32)
-        # If nothing is kept, the moments only have to be finite, because they count as 0 entries.
-        kept = mask | (count == 0)
+        count = mask.sum(axes, keepdims=True, dtype=counts_dtype)
+        x = jnp.where(mask, x, 0)  # what is masked may be infinite or NaN
+        kept = mask | (count == 0)  # if nothing is kept, the moments are 0
 
     def mean_of(*arrays: Array) -> Sequence[Array]:
         return devices.average([a.mean(axes, keepdims=True, where=kept) for a in arrays], count)
@@ -561,7 +563,7 @@ def _moments(
         (second,) = mean_of(_abs_sq(x - mean))
     if count is None:
         entries = devices.number * x.size // mean.size
-        count = _shard_like(jnp.full(mean.shape, entries, jnp.float32), mean)
+        count = _shard_like(jnp.full(mean.shape, entries, counts_dtype), mean)
     else:
         count = devices.sum(count)
     return [count, mean, second]
@@ -607,20 +609,17 @@ def _merge_moments(
     """Mean, biased variance and count of one ghost batch, given the moments of its parts."""
     count, mean, second = moments
     total = count.sum(axis, keepdims=True)
-    weight = jnp.where(total > 0, count, 1)
-    weight = (weight / weight.sum(axis, keepdims=True)).astype(second.dtype)
+    weight = count / jnp.maximum(total, 1)
     merged_mean = (weight * mean).sum(axis, keepdims=True)
     if use_fast_variance:
-        square = (weight * second).sum(axis)
-        var = jnp.maximum(0, square - _abs_sq(merged_mean.squeeze(axis)))
+        var = jnp.maximum(0, (weight * second).sum(axis, keepdims=True) - _abs_sq(merged_mean))
     else:
-        var = (weight * (second + _abs_sq(mean - merged_mean))).sum(axis)
-    return merged_mean.squeeze(axis), var, total.squeeze(axis)
+        var = (weight * (second + _abs_sq(mean - merged_mean))).sum(axis, keepdims=True)
+    merged_mean, var = merged_mean.astype(mean.dtype), var.astype(second.dtype)
+    return merged_mean.squeeze(axis), var.squeeze(axis), total.squeeze(axis)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("ghosts", "axis", "epsilon", "use_fast_variance", "merge")
-)
+@functools.partial(jax.jit, static_argnames=("ghosts", "axis", "use_fast_variance", "merge"))
 def _cut(
     parts: Sequence[Array],
     scale: Array | None,

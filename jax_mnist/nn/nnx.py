@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jax_mnist.nn.ghost_batch_norm import (
     StatsUpdate,
-    check_use_running_average,
+    check_arguments,
     ghost_batch_norm,
     update_running_statistics,
 )
@@ -57,8 +58,9 @@ class GhostBatchNorm(nnx.BatchNorm):
 
         Raises:
           TypeError: `use_running_average` is neither None nor a boolean.
+          ValueError: `ghost_batch_size` is not an integer of at least 1, or `stats_update` unknown.
         """
-        check_use_running_average(arguments.get("use_running_average"))
+        check_arguments(arguments.get("use_running_average"), ghost_batch_size, stats_update)
         super().__init__(num_features, **arguments)
         self.ghost_batch_size = ghost_batch_size
         self.stats_update = stats_update
@@ -86,7 +88,8 @@ class GhostBatchNorm(nnx.BatchNorm):
           ValueError: See `ghost_batch_norm.ghost_batch_norm` and `update_running_statistics`; or
             `use_running_average` is given neither here nor as an attribute.
         """
-        check_use_running_average(use_running_average)
+        check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
+        x = jnp.asarray(x)
         inference = self.use_running_average if use_running_average is None else use_running_average
         if inference is None or inference:
             return super().__call__(x, inference)

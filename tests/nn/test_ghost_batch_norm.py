@@ -1,5 +1,6 @@
 """Ghost batch norm against NumPy in float64, and the layer against flax.linen.BatchNorm."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -305,6 +306,49 @@ def test_complex_numbers(fast):
     )
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_float64_is_exact_to_its_own_precision(fast):
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).normal(100, 1, (BATCH, 5, 6))
+        variables = jax.tree.map(np.float64, variables_for(6))
+        settings = of(5, use_fast_variance=fast)
+        y, updated = jax.tree.map(np.asarray, step(variables, x, settings=settings))
+    expected = Reference(variables, x, 5, momentum=0.8)
+    tolerance = 1e-9 if fast else 1e-12  # E[x²] - E[x]² loses four digits here
+    np.testing.assert_allclose(y, expected.output(), atol=tolerance)
+    for rule in RULES:
+        np.testing.assert_allclose(updated[rule], expected.updated(rule), rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 12])
+def test_what_is_masked_may_be_infinite_or_nan(size):
+    """The statistics are those of finite padding; so are outputs and gradients of what is kept."""
+    kept = np.ones((BATCH, 1, 1), bool)
+    kept[[4, 5, 6, 7]] = False
+    finite, variables = inputs((BATCH, 5, 6)), variables_for(6)
+    results = []
+    for padding in (1.0, np.nan, np.inf):
+        x = np.where(kept, finite, np.float32(padding))
+        y, updated = step(variables, x, mask=kept, settings=of(size))
+        results.append((y[kept[:, 0, 0]], updated))
+    chex.assert_tree_all_finite(results[0])
+    chex.assert_trees_all_equal(*results)
+
+
+def test_rank_promotion_is_not_needed():
+    with jax.numpy_rank_promotion("raise"):
+        for rule in RULES:
+            norm = GhostBatchNorm(ghost_batch_size=5, stats_update=rule)
+            train(norm, variables_for(6), inputs(SHAPE), mask=np.ones(SHAPE, bool))
+
+
+def test_positional_arguments_are_those_of_flax():
+    theirs = [field.name for field in dataclasses.fields(nn.BatchNorm)]
+    ours = [field.name for field in dataclasses.fields(GhostBatchNorm)]
+    theirs, ours = ([n for n in names if n not in ("parent", "name")] for names in (theirs, ours))
+    assert ours == [*theirs, "ghost_batch_size", "stats_update", "batch_axis"]
+
+
 def test_in_a_scan_with_rematerialisation():
     """Running statistics that are carried through a scan over batches."""
     batches, variables = inputs((4, *SHAPE)), variables_for(6)
@@ -485,6 +529,7 @@ def test_initialisation_leaves_the_running_statistics_alone():
     [
         ({"ghost_batch_size": 0}, SHAPE, "integer of at least 1, got 0"),
         ({"ghost_batch_size": 16.0}, SHAPE, "integer of at least 1, got 16.0"),
+        ({"ghost_batch_size": True}, SHAPE, "integer of at least 1, got True"),
         ({"stats_update": "median"}, SHAPE, "'pooled' or 'sequential', got 'median'"),
         ({"axis": 0}, SHAPE, "feature axis other than the batch"),
         ({"axis": 4}, SHAPE, "feature axis other than the batch"),
@@ -505,6 +550,8 @@ def test_a_size_that_is_taken_for_use_running_average_is_refused(value):
         GhostBatchNorm(value)
     with pytest.raises(TypeError, match=r"must be None or a boolean, got .*ghost_batch_size="):
         GhostBatchNorm().init(jax.random.key(0), inputs(SHAPE), value)
+    with pytest.raises(TypeError, match="got array"):
+        GhostBatchNorm(np.array([True, False]))
     for boolean in (True, np.bool_(False), jnp.bool_(True)):
         GhostBatchNorm(boolean).init(jax.random.key(0), inputs(SHAPE))
         GhostBatchNorm().init(jax.random.key(0), inputs(SHAPE), boolean)

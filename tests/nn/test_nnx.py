@@ -142,7 +142,9 @@ def test_without_a_mode_and_with_a_bad_size_it_refuses():
     with pytest.raises(ValueError, match="No `use_running_average` argument"):
         GhostBatchNorm(6, use_running_average=None, rngs=nnx.Rngs(0))(X)
     with pytest.raises(ValueError, match="integer of at least 1, got 0"):
-        GhostBatchNorm(6, ghost_batch_size=0, rngs=nnx.Rngs(0))(X)
+        GhostBatchNorm(6, ghost_batch_size=0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="got 'median'"):
+        GhostBatchNorm(6, stats_update="median", rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="given as ghost_batch_size="):
         GhostBatchNorm(6, rngs=nnx.Rngs(0))(X, 16)
     with pytest.raises(TypeError, match="got 16;"):

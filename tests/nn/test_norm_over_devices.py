@@ -146,7 +146,13 @@ def check_mapped(size, rule, masked):
 
 
 @pytest.mark.parametrize(
-    ("size", "rule", "masked"), [(12, "mean", True), (10, "sequential", False), (5, "pooled", True)]
+    ("size", "rule", "masked"),
+    [
+        (12, "mean", True),
+        (10, "sequential", False),
+        (5, "pooled", True),
+        (32, "sequential", False),
+    ],
 )
 @pytest.mark.usefixtures("_quickly_compiled")
 def test_over_a_mapped_axis_results_are_those_of_one_device(size, rule, masked):
@@ -160,6 +166,29 @@ def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(t
     rules = ("mean", "pooled", "sequential")
     for case in itertools.product((3, 5, 10, 12, 32), rules, (False, True)):
         check_mapped(*case)
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_as_many_ghost_batches_on_each_device_may_still_be_of_different_sizes():
+    """Eight ghost batches of 36 examples, of which the first four have 5: two for each device."""
+    x, cotangent = np.float32(np.random.default_rng(1).normal(2, 3, (2, 36, 3, 8)))
+    norm = GhostBatchNorm(ghost_batch_size=5, momentum=0.8, axis_name="data")
+    alone = jax.jit(functools.partial(trained, norm.clone(axis_name=None)))
+    expected = alone(VARIABLES, x, cotangent)
+    over_axes = jax.vmap(
+        jax.vmap(
+            functools.partial(trained, norm.clone(axis_name=("outer", "inner"))),
+            axis_name="inner",
+            in_axes=(None, 0, 0),
+        ),
+        axis_name="outer",
+        in_axes=(None, 0, 0),
+    )
+    parts = (a.reshape(2, 2, 9, 3, 8) for a in (x, cotangent))
+    y, dx, updates, gradients = jax.jit(over_axes)(VARIABLES, *parts)
+    close((y.reshape(x.shape), dx.reshape(x.shape)), expected[:2])
+    close(jax.tree.map(lambda a: a[1, 0], updates), expected[2])
+    close(jax.tree.map(lambda a: a.sum((0, 1)), gradients), expected[3])
 
 
 @pytest.mark.usefixtures("_quickly_compiled")
