@@ -15,16 +15,15 @@ COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     """Like `jax.jit`, but XLA on a CPU does not merge the function with surrounding computations.
 
-    Otherwise XLA may repeat an expensive computation inside everything that reads its result. The
-    compiled function takes positional arguments only.
+    Otherwise XLA may repeat an expensive computation inside everything that reads its result.
     """
     compiled = jax.jit(function, **jit_options)
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         if jax.default_backend() != "cpu":
-            return compiled(*args)
+            return compiled(*args, **kwargs)
         with set_xla_metadata(inlineable="false"):
-            return compiled(*args)
+            return compiled(*args, **kwargs)
 
     return call
