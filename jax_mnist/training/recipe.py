@@ -107,11 +107,11 @@ def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
     )
 
 
-def make_optimizer(recipe: Recipe, hyper: Hyperparameters) -> optax.GradientTransformation:
-    """The optimiser of a run."""
-    return optim.sgd(
-        make_schedule(recipe, hyper), hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov
-    )
+def make_optimizer(
+    recipe: Recipe, hyper: Hyperparameters, learning_rate: ArrayLike
+) -> optax.GradientTransformation:
+    """The optimiser of a step with the given learning rate, see `make_schedule`."""
+    return optim.sgd(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
 
 
 def make_schedule(recipe: Recipe, hyper: Hyperparameters) -> optax.Schedule:

@@ -48,7 +48,7 @@ def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
         key=key,
         params=params,
         batch_stats=batch_stats,
-        opt_state=make_optimizer(recipe, hyper).init(params),
+        opt_state=make_optimizer(recipe, hyper, 0.0).init(params),
         average=optax.ema(hyper.ema).init((params, batch_stats)) if recipe.average else None,
     )
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from jax_mnist.nn import cnn as model
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.nn.operations import BATCH_LAST, PLAIN, fastest
+from jax_mnist.nn.operations import BATCH_FIRST, BATCH_LAST, PLAIN, fastest
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 28, 28, 1)).astype(np.float32)
 
@@ -92,7 +92,9 @@ def plain_results():
     return results(lambda v: (plain(v, IMAGES, True), plain(v, IMAGES, False)))
 
 
-@pytest.mark.parametrize("operations", [PLAIN, BATCH_LAST], ids=["plain", "batch_last"])
+@pytest.mark.parametrize(
+    "operations", [PLAIN, BATCH_FIRST, BATCH_LAST], ids=["plain", "batch_first", "batch_last"]
+)
 def test_the_network_and_its_gradients_are_the_plain_ones(operations):
     network = model.CNN(operations=operations)
 
@@ -126,16 +128,17 @@ def layer_norm(*, use_running_average, axis, batch_axis, name):
     "norm", [functools.partial(GhostBatchNorm, ghost_batch_size=2), layer_norm]
 )
 def test_the_norm_may_be_any_and_the_order_of_axes_does_not_matter(norm):
-    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_LAST)]
+    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_FIRST, BATCH_LAST)]
     given = {k: v for k, v in variables().items() if k == "params" or norm is not layer_norm}
 
     @jax.jit
     def outputs(given):
         return [n.apply(given, IMAGES, train=True, mutable=["batch_stats"]) for n in networks]
 
-    first, last = outputs(given)
-    chex.assert_shape(first[0], (5, 10))
-    chex.assert_trees_all_close(first, last, rtol=1e-3, atol=1e-4)
+    plain, *others = outputs(given)
+    chex.assert_shape(plain[0], (5, 10))
+    for other in others:
+        chex.assert_trees_all_close(plain, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,8 @@ def test_a_misspelt_operation_of_a_layer_is_an_error(monkeypatch):
 
 
 def test_the_default_operations_are_the_backends():
-    assert fastest() is (BATCH_LAST if jax.default_backend() == "cpu" else PLAIN)
+    of_backend = {"cpu": BATCH_LAST, "gpu": BATCH_FIRST}
+    assert fastest() is of_backend.get(jax.default_backend(), PLAIN)
     x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)
     assert ("convolution" in lowered.as_text()) == (jax.default_backend() != "cpu")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import config
@@ -21,10 +22,15 @@ def build(*fields, **common):
     return loop.build(runs)
 
 
+def kept(progress):
+    """A copy: the next call of the program takes the state's own arrays."""
+    return dataclasses.replace(progress, state=jax.tree.map(jnp.copy, progress.state))
+
+
 @pytest.fixture(scope="module")
 def whole():
     program, progress = build({}, {"seed": 1}, {"l2": 1e30})
-    return program, progress, list(loop.training(program, progress))
+    return program, kept(progress), [kept(p) for p in loop.training(program, progress)]
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(whole):
 def test_training_ends_when_no_run_is_left(whole):
     program, start, _ = whole
     params = jax.tree.map(lambda leaf: leaf * np.nan, start.state.params)
-    broken = dataclasses.replace(start, state=start.state.replace(params=params))
+    broken = kept(dataclasses.replace(start, state=start.state.replace(params=params)))
     (only,) = loop.training(program, broken)
     assert only.step == 4 and not only.active.any()
     assert len(only.epochs) == 1 and len(only.epochs_of(0)) == 1
