@@ -43,7 +43,7 @@ def convolve(x: Array | Affine, kernel: Array) -> Array:
     """
     if isinstance(x, Affine):
         return _convolve(x.x, kernel, x[1:])
-    return _convolve(x, kernel, None)
+    return _convolve(jnp.asarray(x), kernel, None)
 
 
 @jax.custom_vjp

@@ -26,7 +26,9 @@ from jax_mnist.training.recipe import Hyperparameters, Recipe
 from jax_mnist.training.state import TrainState, inference_variables, init_replicas
 from jax_mnist.training.step import StepMetrics, epoch_orders, train_steps
 
-MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
+# Of all replicas together: about a second, so that the progress bar moves, and that a stop is soon.
+# That of a GPU is an estimate from the bytes that a step moves.
+MAX_STEPS_PER_CALL = {"cpu": 30, "gpu": 9600}
 
 EpochMetrics = dict[str, np.ndarray]  # the names of history.METRICS; each float64 [runs]
 
@@ -180,7 +182,8 @@ def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
 
 def steps_per_call(steps: int, replicas: int = 1) -> int:
     """The number of steps in a call of `train_steps`: a divisor of the steps of an epoch."""
-    most = MAX_STEPS_PER_CALL // replicas if jax.default_backend() == "cpu" else steps
+    backend = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    most = MAX_STEPS_PER_CALL[backend] // replicas
     return largest_divisor(steps, max(1, most))
 
 

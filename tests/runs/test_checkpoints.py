@@ -24,7 +24,7 @@ def trained():
     fields = ({}, {"seed": 1}, {"l2": 1e30})
     runs = [Run(f"{i}", config(epochs=3, **f), Path(f"{i}")) for i, f in enumerate(fields)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "MAX_STEPS_PER_CALL", 6)
+        patch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 6})
         program, start = loop.build(runs)
         seen = list(itertools.islice(loop.training(program, start), 3))
     return program, start, seen

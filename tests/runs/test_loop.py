@@ -35,7 +35,9 @@ def whole():
 
 @pytest.fixture
 def in_pairs(monkeypatch):
-    monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", 6)  # of three replicas: two steps of four
+    monkeypatch.setattr(
+        loop, "MAX_STEPS_PER_CALL", {"cpu": 6}
+    )  # of three replicas: two steps of four
 
 
 def assert_same(progress, expected):
