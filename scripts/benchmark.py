@@ -89,7 +89,7 @@ GHOST_SIZES = (8, 16, 32, 64, 128)
 # A CPU trains replicas one after another: a few show it.
 REPLICAS = {
     f"batch 128, {n} replicas": n
-    for n in ((2, 4, 8, 16, 32) if shutil.which("nvidia-smi") else (2, 4))
+    for n in ((2, 4, 8, 16, 32, 160) if shutil.which("nvidia-smi") else (2, 4))
 }
 SCALE = (
     {f"batch {n}": ours("batch", n) for n in BATCH_SIZES}

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import config
+from tiny import config, kept
 
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import loop
@@ -20,11 +19,6 @@ NOWHERE = Path("/proc/nowhere")  # where nothing can be written
 def build(*fields, **common):
     runs = [Run(f"{i}", config(**common, **own), NOWHERE) for i, own in enumerate(fields)]
     return loop.build(runs)
-
-
-def kept(progress):
-    """A copy: the next call of the program takes the state's own arrays."""
-    return dataclasses.replace(progress, state=jax.tree.map(jnp.copy, progress.state))
 
 
 @pytest.fixture(scope="module")
