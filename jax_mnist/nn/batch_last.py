@@ -18,6 +18,7 @@ operations, except for rounding.
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ from jax_mnist.nn.xla import separate
 
 _PARTIAL_SUMS = 4
 _MAX_TERMS = 10  # products in one loop of `_add_channels`
-_MAX_ROWS, _MAX_POSITIONS = 3, 12  # of the output, in one loop of `_kernel_gradient`
+_MAX_POSITIONS = 26  # of the output, in one loop of `_kernel_gradient`
+_MAX_ENTRIES = 2**16  # of both arrays that such a loop reads
 
 
 def _sum(terms: list[Array]) -> Array:
@@ -175,10 +177,21 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> tuple[Arra
     channels, batch = x.shape[1], x.shape[3]
     height, width = x.shape[0] - rows + 1, x.shape[2] - columns + 1
     features = dy.shape[1]
-    block_height = largest_divisor(height, _MAX_ROWS)
-    block_width = largest_divisor(width, _MAX_POSITIONS // block_height)
-    x_shape = (block_height + rows - 1, channels, block_width + columns - 1, batch)
-    dy_shape = (block_height, features, block_width, batch)
+
+    def shapes(block: tuple[int, int]) -> list[tuple[int, ...]]:
+        h, w = block
+        return [(h + rows - 1, channels, w + columns - 1, batch), (h, features, w, batch)]
+
+    def entries(block: tuple[int, int]) -> int:
+        return sum(map(math.prod, shapes(block)))
+
+    blocks = [
+        block
+        for block in itertools.product(_divisors(height), _divisors(width))
+        if math.prod(block) <= _MAX_POSITIONS and entries(block) <= _MAX_ENTRIES
+    ]
+    most = max(blocks, key=lambda block: (math.prod(block), -entries(block)), default=(1, 1))
+    x_shape, dy_shape = shapes(most)
 
     def add_block(totals: tuple[Array, Array], corner: Array) -> tuple[tuple[Array, Array], None]:
         h, w = corner
@@ -187,7 +200,7 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> tuple[Arra
         total, total_dy = totals
         return (_add_positions(total, x_block, dy_block), total_dy + dy_block.sum((0, 2))), None
 
-    corners = itertools.product(range(0, height, block_height), range(0, width, block_width))
+    corners = itertools.product(range(0, height, most[0]), range(0, width, most[1]))
     zeros = (
         jnp.zeros((features, rows, channels, columns, batch), dy.dtype),
         jnp.zeros((features, batch), dy.dtype),
@@ -210,7 +223,11 @@ def _add_positions(total: Array, x: Array, dy: Array) -> Array:
 
 def largest_divisor(number: int, most: int) -> int:
     """The largest divisor of `number` that is at most `most`."""
-    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
+    return max(d for d in _divisors(number) if d <= most)
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 @jax.custom_vjp

@@ -17,7 +17,15 @@ def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., 
 
     Otherwise XLA may repeat an expensive computation inside everything that reads its result.
     """
-    compiled = jax.jit(function, **jit_options)
+
+    @functools.wraps(function)
+    def inlined(*args: Any, **kwargs: Any) -> Any:
+        # Functions that are called here may be merged: jax.numpy has many that are compiled by
+        # themselves, such as where and pad.
+        with set_xla_metadata(inlineable=None):
+            return function(*args, **kwargs)
+
+    compiled = jax.jit(inlined, **jit_options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
