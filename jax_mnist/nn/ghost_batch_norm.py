@@ -252,9 +252,11 @@ def update_running_statistics(
     """
     _check_rule(stats_update)
     devices = _Devices(axis_name, axis_index_groups)
-    mean, var, count = ghosts.mean, ghosts.var, _unshard(ghosts.entries, 0)
+    mean, var, count = ghosts
     if stats_update == "sequential":
-        weight = (count > 0).astype(count.dtype)
+        weight = (_unshard(count, 0) > 0).astype(
+            count.dtype
+        )  # a sum along a spread axis is refused
         own = weight.sum(0)
         later = own - jnp.cumsum(weight, 0) + devices.sum_of_later(own)
         weight *= momentum**later
@@ -447,7 +449,8 @@ def check_use_running_average(value: Any) -> None:
     Raises:
       TypeError: `value` is neither None nor a boolean, which may be NumPy's or traced.
     """
-    if value is not None and not jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+    dtype = getattr(value, "dtype", type(value))
+    if value is not None and dtype != bool:
         raise TypeError(
             f"use_running_average must be None or a boolean, got {value!r}; "
             "the size of a ghost batch is given as ghost_batch_size="
