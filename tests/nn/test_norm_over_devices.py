@@ -163,6 +163,23 @@ def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(t
 
 
 @pytest.mark.usefixtures("_quickly_compiled")
+def test_features_may_be_spread_explicitly_where_the_batch_is_mapped():
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    norm = GhostBatchNorm(ghost_batch_size=10, momentum=0.8, axis_name="data")
+    with jax.set_mesh(mesh):
+        step = jax.jit(
+            jax.shard_map(
+                functools.partial(trained, norm),
+                axis_names={"data"},
+                in_specs=(P(), P("data"), P("data")),
+                out_specs=(P("data"), P("data"), P(), P()),
+            )
+        )
+        found = step(VARIABLES, *spread(mesh, P("data", None, "model"), X, COTANGENT))
+    close(found, on_one_device(10))
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
 def test_the_nnx_layer_over_a_mesh_and_over_a_mapped_axis():
     mesh = jax.make_mesh((4,), ("data",))
     arguments = {"ghost_batch_size": 10, "stats_update": "sequential"}
