@@ -95,7 +95,7 @@ FIELDS = (
         "stats_update",
         "mean",
         "How ghost batches update the running statistics; see `GhostBatchNorm`.",
-        ("mean", "sequential"),
+        ("mean", "pooled", "sequential"),
     ),
     Field("schedule", "one_cycle", "The learning-rate schedule.", SCHEDULES),
     Field("learning_rate", 0.2, "The schedule's peak.", _STRENGTH, per_replica=True),

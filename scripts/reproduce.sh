@@ -20,13 +20,14 @@ fashion        15 minutes          fashion/report.md, Fashion-MNIST with three s
 benchmark      10 minutes          benchmark.md, against PyTorch if it is installed
 scale          10 minutes          scale.md, growth with batch size, ghost size and replicas
 communication  2 minutes           communication.md, what devices communicate in a step
+layer          10 minutes          layer.md, cost of the layer against flax.linen.BatchNorm
 
 The step fashion reads the four files of Fashion-MNIST from /usr/share/datasets/fashion-mnist, where
 Debian's package dataset-fashion-mnist puts them, or from the folder in FASHION_MNIST.
 END
 }
 
-steps=(choice study recipes fashion benchmark scale communication)
+steps=(choice study recipes fashion benchmark scale communication layer)
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
 fail() {
@@ -77,6 +78,7 @@ run_step() {
         benchmark) print_to "$file" python scripts/benchmark.py --rounds 3 ;;
         scale) print_to "$file" python scripts/benchmark.py --scale --steps 104 --rounds 2 ;;
         communication) print_to "$file" python scripts/communication.py ;;
+        layer) print_to "$file" python scripts/benchmark_layer.py ;;
     esac
 }
 
@@ -90,7 +92,7 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | recipes | benchmark | scale | communication) ;;
+        choice | study | recipes | benchmark | scale | communication | layer) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||
                 fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"

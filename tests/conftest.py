@@ -28,3 +28,11 @@ def _let_programs_go():
 @pytest.fixture(scope="session")
 def thorough(request):
     return request.config.getoption("--thorough")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests have measured."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(value)

@@ -252,9 +252,11 @@ def update_running_statistics(
     """
     _check_rule(stats_update)
     devices = _Devices(axis_name, axis_index_groups)
-    mean, var, count = ghosts.mean, ghosts.var, _unshard(ghosts.entries, 0)
+    mean, var, count = ghosts
     if stats_update == "sequential":
-        weight = (count > 0).astype(count.dtype)
+        weight = (_unshard(count, 0) > 0).astype(
+            count.dtype
+        )  # a sum along a spread axis is refused
         own = weight.sum(0)
         later = own - jnp.cumsum(weight, 0) + devices.sum_of_later(own)
         weight *= momentum**later
@@ -447,7 +449,7 @@ def check_use_running_average(value: Any) -> None:
     Raises:
       TypeError: `value` is neither None nor a boolean, which may be NumPy's or traced.
     """
-    if value is not None and not jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+    if value is not None and getattr(value, "dtype", type(value)) not in (bool,):
         raise TypeError(
             f"use_running_average must be None or a boolean, got {value!r}; "
             "the size of a ghost batch is given as ghost_batch_size="
@@ -497,6 +499,12 @@ class _Devices:
 
     def gather(self, x: Array, axis: int) -> Array:
         """Joins the arrays of all devices along `axis`."""
+        if self.groups is None and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+            # The gradient of lax.all_gather fails if explicit sharding spreads another axis.
+            mine = jnp.arange(self.number) == self.index()
+            mine = jnp.expand_dims(mine, [*range(axis), *range(axis + 1, x.ndim + 1)])
+            x = self.sum(jnp.where(mine, jnp.expand_dims(x, axis), 0))
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
         return lax.all_gather(
             x, self.axis_name, axis=axis, tiled=True, axis_index_groups=self.groups
         )
@@ -536,7 +544,8 @@ class _Devices:
         starts = itertools.accumulate(lengths[:-1], initial=0)
         mine = jnp.array([start // share for start in starts]) == index
         mine = jnp.expand_dims(mine, range(1, statistics.entries.ndim))
-        return maps, statistics._replace(entries=jnp.where(mine, statistics.entries, 0))
+        entries = jnp.where(mine, statistics.entries, 0)
+        return maps, statistics._replace(entries=entries)
 
 
 def _moments(

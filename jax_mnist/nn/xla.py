@@ -57,12 +57,25 @@ def _jit(compiled: Compiled, backend: str) -> Any:
     return jax.jit(compiled._function, compiler_options=options, **compiled._options)
 
 
+# For a program that runs once. To compile the initialisation took 1.6 instead of 17 seconds of
+# processor time, with the same result bit for bit.
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+
+
 def separate(function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     """Like `jax.jit`, but XLA on a CPU does not merge the function with surrounding computations.
 
     Otherwise XLA may repeat an expensive computation inside everything that reads its result.
     """
-    compiled = jax.jit(function, **jit_options)
+
+    @functools.wraps(function)
+    def inlined(*args: Any, **kwargs: Any) -> Any:
+        # Functions that are called here may be merged: jax.numpy has many that are compiled by
+        # themselves, such as where and pad.
+        with set_xla_metadata(inlineable=None):
+            return function(*args, **kwargs)
+
+    compiled = jax.jit(inlined, **jit_options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

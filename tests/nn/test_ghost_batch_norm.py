@@ -3,13 +3,16 @@
 import functools
 import subprocess
 import sys
+import warnings
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,15 +263,182 @@ def test_the_layer_holds_the_variables_of_the_pure_functions(stats_update):
 
 
 @pytest.mark.parametrize(
-    ("inner", "dtype"), [((), jnp.float32), ((5,), jnp.bfloat16), ((2, 4, 3), jnp.float32)]
+    ("inner", "dtype", "tolerance"),
+    [
+        ((), jnp.float32, 1e-5),
+        ((5,), jnp.bfloat16, 2e-2),
+        ((7,), jnp.float16, 2e-3),
+        ((2, 4, 3), jnp.float32, 1e-5),
+    ],
 )
-def test_dimensions_and_dtypes(inner, dtype):
+def test_dimensions_and_dtypes(inner, dtype, tolerance):
     x = jnp.asarray(inputs((BATCH, *inner, 6)), dtype)
     variables = variables_for(6)
-    y, _ = step(variables, x, settings=of(5, dtype=dtype))
+    y, updated = step(variables, x, settings=of(5, dtype=dtype))
     assert y.dtype == dtype
-    expected = Reference(variables, x.astype(jnp.float32), 5).output()
-    np.testing.assert_allclose(np.float64(y), expected, atol=1e-4 if dtype == jnp.float32 else 2e-2)
+    expected = Reference(variables, x.astype(jnp.float32), 5, momentum=0.8)
+    np.testing.assert_allclose(np.float64(y), expected.output(), atol=tolerance)
+    np.testing.assert_allclose(updated["pooled"], expected.updated("pooled"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_complex_numbers(fast):
+    x = (inputs((BATCH, 5, 6)) + 1j * inputs((BATCH, 5, 6), seed=4)).astype(np.complex64)
+    variables = variables_for(6)
+    norm = GhostBatchNorm(ghost_batch_size=5, momentum=0.8, use_fast_variance=fast)
+    y, updates = jax.jit(functools.partial(train, norm))(variables, x)
+    wide = np.complex128(x)
+    means, var = [], []
+    for ghost, found in zip(np.array_split(wide, 3), np.array_split(np.asarray(y), 3), strict=True):
+        means.append(ghost.mean((0, 1)))
+        var.append(ghost.var((0, 1)))  # of a complex array: the mean of |x - mean|²
+        hat = (ghost - means[-1]) / np.sqrt(var[-1] + 1e-5)
+        expected = hat * variables["params"]["scale"] + variables["params"]["bias"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for key, values in (("mean", means), ("var", var)):
+        expected = 0.8 * variables["batch_stats"][key] + 0.2 * np.mean(values, axis=0)
+        np.testing.assert_allclose(updates["batch_stats"][key], expected, rtol=1e-5, atol=1e-5)
+    whole = norm.clone(ghost_batch_size=BATCH)
+    theirs = nn.BatchNorm(momentum=0.8, use_fast_variance=fast)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        train(whole, variables, x), train(theirs, variables, x)
+    )
+
+
+def test_in_a_scan_with_rematerialisation():
+    """Running statistics that are carried through a scan over batches."""
+    batches, variables = inputs((4, *SHAPE)), variables_for(6)
+    norm = GhostBatchNorm(ghost_batch_size=5, momentum=0.8)
+
+    @jax.jit
+    def scanned(params, batches):
+        @jax.checkpoint
+        def body(stats, x):
+            y, updates = train(norm, {"params": params, "batch_stats": stats}, x)
+            return updates["batch_stats"], jnp.square(y).sum()
+
+        stats, losses = jax.lax.scan(body, variables["batch_stats"], batches)
+        return losses.sum(), stats
+
+    (_, stats), gradient = jax.value_and_grad(scanned, has_aux=True)(variables["params"], batches)
+    expected, dgamma = variables, 0
+    for x in batches:
+        reference = Reference(expected, x, 5, momentum=0.8)
+        dgamma = dgamma + reference.gradients(2 * reference.output())[1]
+        new = dict(zip(("mean", "var"), reference.updated("mean"), strict=True))
+        expected = {**variables, "batch_stats": new}
+    chex.assert_trees_all_close(stats, expected["batch_stats"], rtol=1e-5)
+    np.testing.assert_allclose(gradient["scale"], dgamma, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [5, 12])
+def test_the_gradient_of_a_gradient(size):
+    """Forwards over backwards against a central difference, in float64."""
+    with jax.enable_x64(True):
+        x, direction = np.float64(inputs(SHAPE)), np.float64(inputs(SHAPE, seed=5))
+        cotangent = np.float64(inputs(SHAPE, seed=2))
+
+        @jax.jit
+        def gradient(x):
+            return jax.grad(
+                lambda x: (step(variables_for(6), x, settings=of(size))[0] ** 2 * cotangent).sum()
+            )(x)
+
+        second = np.asarray(jax.jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(x))
+        h = 1e-5
+        after, before = (np.asarray(gradient(x + step)) for step in (h * direction, -h * direction))
+        expected = (after - before) / (2 * h)
+    np.testing.assert_allclose(second, expected, atol=1e-6 * abs(expected).max())
+
+
+def test_gradients_of_a_fixed_batch_against_float64(record_property):
+    """XLA's reductions differ between versions: the error at the end of a test run shows it."""
+    x, variables, cotangent = inputs((128, 8, 8, 16)), variables_for(16), inputs((128, 8, 8, 16), 2)
+    errors = {}
+    for size in (8, 32, 50):
+        gradients = jax.jit(
+            jax.grad(
+                lambda params, x, size=size: (
+                    ghost_batch_norm(x, params["scale"], params["bias"], ghost_batch_size=size)[0]
+                    * cotangent
+                ).sum(),
+                argnums=(0, 1),
+            )
+        )(variables["params"], x)
+        found = gradients[1], gradients[0]["scale"], gradients[0]["bias"]
+        expected = Reference(variables, x, size).gradients(cotangent)
+        errors[size] = max(
+            abs(f - e).max() / abs(e).max() for f, e in zip(found, expected, strict=True)
+        )
+    said = ", ".join(f"{error:.1e} with ghost batches of {size}" for size, error in errors.items())
+    record_property(
+        "measured", f"largest relative error of a gradient: {said} (JAX {jax.__version__})"
+    )
+    assert max(errors.values()) < 1e-5
+
+
+def test_the_variance_of_small_ghost_batches_is_too_small_unless_pooled():
+    """A biased variance of 8 examples is 7/8 of the true one on average."""
+    x = np.random.default_rng(0).normal(0, 1, (8 * 500, 4)).astype(np.float32)
+    _, ghosts = ghost_batch_norm(x, ghost_batch_size=8)
+    start = jnp.zeros(4), jnp.ones(4)
+    for rule, expected in (("mean", 0.875), ("pooled", 1.0)):
+        _, var = update_running_statistics(start, ghosts, momentum=0.0, stats_update=rule)
+        np.testing.assert_allclose(var, expected, atol=0.05)
+        assert abs(var.mean() - expected) < 0.02
+
+
+def test_a_checkpoint_of_batch_norm_loads_into_the_layer_and_back():
+    x = inputs(SHAPE)
+    theirs, ours = nn.BatchNorm(momentum=0.8), GhostBatchNorm(ghost_batch_size=5, momentum=0.8)
+    start = theirs.init(jax.random.key(0), x, use_running_average=False)
+    saved = serialization.to_bytes(start | train(theirs, start, x)[1])
+    loaded = serialization.from_bytes(ours.init(jax.random.key(1), x, False), saved)
+    trained = loaded | train(ours, loaded, x)[1]
+    back = serialization.from_bytes(start, serialization.to_bytes(trained))
+    chex.assert_trees_all_equal(
+        ours.apply(trained, x, use_running_average=True),
+        theirs.apply(back, x, use_running_average=True),
+    )
+    expected = Reference(loaded, x, 5, momentum=0.8).updated("mean")
+    np.testing.assert_allclose(back["batch_stats"]["mean"], expected[0], rtol=1e-5)
+
+
+def test_a_ghost_batch_is_a_microbatch_of_accumulated_gradients():
+    """The same step as batch norm over microbatches, and the same statistics if sequential."""
+    x, variables, labels = inputs((24, 6)), variables_for(6), inputs((24, 6), seed=3)
+    optimizer = optax.MultiSteps(optax.sgd(0.1, momentum=0.9), every_k_schedule=3)
+    params, stats, state = *variables.values(), optimizer.init(variables["params"])
+
+    def loss(params, stats, norm, x, labels):
+        y, updates = train(norm, {"params": params, "batch_stats": stats}, x)
+        return jnp.square(y - labels).mean(), updates["batch_stats"]
+
+    gradient = jax.grad(loss, has_aux=True)
+    for part in np.split(np.arange(24), 3):
+        grads, stats = gradient(params, stats, nn.BatchNorm(momentum=0.8), x[part], labels[part])
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+
+    norm = GhostBatchNorm(ghost_batch_size=8, momentum=0.8, stats_update="sequential")
+    at_once = optax.sgd(0.1, momentum=0.9)
+    grads, new_stats = gradient(*variables.values(), norm, x, labels)
+    updates, _ = at_once.update(grads, at_once.init(variables["params"]))
+    new_params = optax.apply_updates(variables["params"], updates)
+    chex.assert_trees_all_close((params, stats), (new_params, new_stats), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(params["scale"], variables["params"]["scale"])
+
+
+def test_one_example_alone_is_warned_of():
+    x = inputs((7, 6))
+    message = "for a batch of 7, use a ghost_batch_size of at least 3 instead of 2"
+    with pytest.warns(UserWarning, match=message):
+        ghost_batch_norm(x, ghost_batch_size=2)  # ghost batches of 2, 2, 2 and 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ghost_batch_norm(x, ghost_batch_size=3)  # 3, 2 and 2
+        ghost_batch_norm(x[:1], ghost_batch_size=3)
+        ghost_batch_norm(inputs(SHAPE), ghost_batch_size=1)  # a variance over 4 x 3 positions
 
 
 def test_under_vmap_each_model_has_its_own_statistics():
@@ -314,6 +484,7 @@ def test_initialisation_leaves_the_running_statistics_alone():
     ("kwargs", "shape", "message"),
     [
         ({"ghost_batch_size": 0}, SHAPE, "integer of at least 1, got 0"),
+        ({"ghost_batch_size": 16.0}, SHAPE, "integer of at least 1, got 16.0"),
         ({"stats_update": "median"}, SHAPE, "'pooled' or 'sequential', got 'median'"),
         ({"axis": 0}, SHAPE, "feature axis other than the batch"),
         ({"axis": 4}, SHAPE, "feature axis other than the batch"),
@@ -326,6 +497,17 @@ def test_bad_arguments_are_refused_in_one_line(kwargs, shape, message):
     with pytest.raises(ValueError, match=message) as error:
         GhostBatchNorm(**kwargs).init(jax.random.key(0), inputs(shape), use_running_average=False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [16, 16.0, "no", np.int32(1)])
+def test_a_size_that_is_taken_for_use_running_average_is_refused(value):
+    with pytest.raises(TypeError, match=r"must be None or a boolean, got .*ghost_batch_size="):
+        GhostBatchNorm(value)
+    with pytest.raises(TypeError, match=r"must be None or a boolean, got .*ghost_batch_size="):
+        GhostBatchNorm().init(jax.random.key(0), inputs(SHAPE), value)
+    for boolean in (True, np.bool_(False), jnp.bool_(True)):
+        GhostBatchNorm(boolean).init(jax.random.key(0), inputs(SHAPE))
+        GhostBatchNorm().init(jax.random.key(0), inputs(SHAPE), boolean)
 
 
 def test_importing_the_layer_imports_nothing_that_it_does_not_need():

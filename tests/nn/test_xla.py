@@ -19,3 +19,12 @@ def test_separate_is_computed_once_for_all_that_read_it():
 
     assert "call(" in program(xla.separate(function))
     assert "call(" not in program(jax.jit(function))
+
+
+def test_functions_within_a_separate_one_are_merged():
+    def function(x):
+        return jnp.pad(jnp.where(x > 0, x, 0) * 2, 1)
+
+    within = jax.jit(xla.separate(lambda x: function(x) + 1))
+    text = within.lower(jnp.ones(1000)).compile().as_text()
+    assert text.count("call(") == (jax.default_backend() == "cpu")

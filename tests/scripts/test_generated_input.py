@@ -45,7 +45,7 @@ SHAPES = {
     "batch_size": st.sampled_from([1, 64]),
     "norm": st.sampled_from(["batch", "ghost"]),
     "ghost_batch_size": st.sampled_from([5, 1_000_000]),
-    "stats_update": st.sampled_from(["mean", "sequential"]),
+    "stats_update": st.sampled_from(["mean", "pooled", "sequential"]),
     "schedule": st.sampled_from(["constant", "one_cycle"]),
     "nesterov": st.booleans(),
     "train_split": st.sampled_from(["train[:64]", "test[-66:]"]),

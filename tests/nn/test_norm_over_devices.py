@@ -1,0 +1,263 @@
+"""Ghost batches of a batch that is spread over devices are those of one device."""
+
+import functools
+import itertools
+import re
+
+import chex
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_mnist.nn import nnx as ours_nnx
+from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
+
+SHAPE = (24, 3, 8)
+RNG = np.random.default_rng(0)
+X, COTANGENT = RNG.normal(2, 3, (2, *SHAPE)).astype(np.float32)
+MASK = RNG.random(SHAPE) < 0.7
+VARIABLES = {
+    "params": {"scale": RNG.normal(1, 0.3, 8), "bias": RNG.normal(0, 0.3, 8)},
+    "batch_stats": {"mean": RNG.normal(0, 1, 8), "var": RNG.uniform(0.5, 2, 8)},
+}
+VARIABLES = jax.tree.map(np.float32, VARIABLES)
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def trained(norm, variables, x, cotangent, mask=None):
+    """Output, running statistics, and gradients to parameters and input, of a training step."""
+
+    def loss(params, x):
+        y, updates = norm.apply(
+            variables | {"params": params},
+            x,
+            mask=mask,
+            use_running_average=False,
+            mutable=["batch_stats"],
+        )
+        return (y * cotangent).sum(), (y, updates)
+
+    gradients, (y, updates) = jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
+    return y, gradients[1], updates, gradients[0]
+
+
+def trained_nnx(variables, x, cotangent, **arguments):
+    norm = ours_nnx.GhostBatchNorm(8, momentum=0.8, **arguments, rngs=nnx.Rngs(0))
+    nnx.update(norm, variables["params"] | variables["batch_stats"])
+
+    def loss(norm, x):
+        y = norm(x)
+        return (y * cotangent).sum(), y
+
+    gradients, y = nnx.grad(loss, argnums=(0, 1), has_aux=True)(norm, x)
+    state = nnx.to_pure_dict(nnx.state(norm, nnx.BatchStat))
+    return y, gradients[1], {"batch_stats": state}, nnx.to_pure_dict(gradients[0])
+
+
+@functools.cache
+def on_one_device(size, rule="mean", masked=False):
+    norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule)
+    return jax.jit(functools.partial(trained, norm))(
+        VARIABLES, X, COTANGENT, MASK if masked else None
+    )
+
+
+def close(found, expected):
+    chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), atol=2e-5)
+
+
+def spread(mesh, spec, *arrays):
+    return [jax.device_put(a, NamedSharding(mesh, spec)) for a in arrays]
+
+
+def mapped(mesh, function, axis="data"):
+    """`function(variables, *shares)` of each device; the last two results are of all devices."""
+    shares = P(axis)
+    return jax.jit(
+        jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(P(), shares, shares, shares),
+            out_specs=(shares, shares, P(), P()),
+        )
+    )
+
+
+@pytest.fixture
+def _quickly_compiled():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def check_mesh(spec, size, kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    rule = {3: "pooled", 5: "sequential"}.get(size, "mean")
+    masked = size == 12
+    norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule)
+    with jax.set_mesh(mesh):
+        x, cotangent, mask = spread(mesh, spec, X, COTANGENT, MASK)
+        step = jax.jit(functools.partial(trained, norm))
+        found = step(VARIABLES, x, cotangent, mask if masked else None)
+    if kind == AxisType.Explicit:
+        assert found[0].sharding.is_equivalent_to(x.sharding, x.ndim)
+    close(found, on_one_device(size, rule, masked))
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "kind"),
+    [
+        (P("data"), 3, AxisType.Explicit),  # ghost batches lie on devices
+        (P("data"), 12, AxisType.Explicit),  # a ghost batch lies on two devices
+        (P("data", None, "model"), 10, AxisType.Explicit),  # most begin in the middle of a device
+        (P("data", None, "model"), 10, AxisType.Auto),
+        (P(("data", "model")), 5, AxisType.Explicit),  # eight devices, ghost batches of 5 and 4
+    ],
+)
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_over_a_mesh_results_are_those_of_one_device(spec, size, kind):
+    check_mesh(spec, size, kind)
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_over_a_mesh_results_are_those_of_one_device_in_any_combination(thorough):
+    if not thorough:
+        pytest.skip("compiles for minutes: --thorough")
+    specs = (P(), P("data"), P(None, None, "model"), P("data", None, "model"), P(("data", "model")))
+    kinds = (AxisType.Auto, AxisType.Explicit)
+    for case in itertools.product(specs, (3, 5, 10, 12), kinds):
+        check_mesh(*case)
+
+
+def check_mapped(size, rule, masked):
+    mesh = jax.make_mesh((4,), ("data",))
+    norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule, axis_name="data")
+
+    def step(variables, x, cotangent, mask):
+        return trained(norm, variables, x, cotangent, mask if masked else None)
+
+    with jax.set_mesh(mesh):
+        found = mapped(mesh, step)(VARIABLES, *spread(mesh, P("data"), X, COTANGENT, MASK))
+    close(found, on_one_device(size, rule, masked))
+
+
+@pytest.mark.parametrize(
+    ("size", "rule", "masked"), [(12, "mean", True), (10, "sequential", False), (5, "pooled", True)]
+)
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_over_a_mapped_axis_results_are_those_of_one_device(size, rule, masked):
+    check_mapped(size, rule, masked)
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(thorough):
+    if not thorough:
+        pytest.skip("compiles for minutes: --thorough")
+    rules = ("mean", "pooled", "sequential")
+    for case in itertools.product((3, 5, 10, 12, 32), rules, (False, True)):
+        check_mapped(*case)
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_features_may_be_spread_explicitly_where_the_batch_is_mapped():
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    norm = GhostBatchNorm(ghost_batch_size=10, momentum=0.8, axis_name="data")
+    with jax.set_mesh(mesh):
+        step = jax.jit(
+            jax.shard_map(
+                functools.partial(trained, norm),
+                axis_names={"data"},
+                in_specs=(P(), P("data"), P("data")),
+                out_specs=(P("data"), P("data"), P(), P()),
+            )
+        )
+        found = step(VARIABLES, *spread(mesh, P("data", None, "model"), X, COTANGENT))
+    close(found, on_one_device(10))
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_the_nnx_layer_over_a_mesh_and_over_a_mapped_axis():
+    mesh = jax.make_mesh((4,), ("data",))
+    arguments = {"ghost_batch_size": 10, "stats_update": "sequential"}
+
+    def step(variables, x, cotangent, mask):
+        return trained_nnx(variables, x, cotangent, **arguments, axis_name="data")
+
+    with jax.set_mesh(mesh):
+        x, cotangent, mask = spread(mesh, P("data"), X, COTANGENT, MASK)
+        over_mesh = jax.jit(functools.partial(trained_nnx, **arguments))(VARIABLES, x, cotangent)
+        over_axis = mapped(mesh, step)(VARIABLES, x, cotangent, mask)
+    close(over_mesh, on_one_device(10, "sequential"))
+    close(over_axis, on_one_device(10, "sequential"))
+
+
+@pytest.mark.usefixtures("_quickly_compiled")
+def test_each_group_of_devices_holds_a_batch_of_its_own():
+    """Four devices in two groups, each with half of the batch, in ghost batches of 5, 4 and 3."""
+    mesh = jax.make_mesh((4,), ("data",))
+    norm = GhostBatchNorm(
+        ghost_batch_size=5,
+        momentum=0.8,
+        stats_update="sequential",
+        axis_name="data",
+        axis_index_groups=[[2, 0], [1, 3]],
+    )
+
+    def step(variables, x, cotangent):
+        y, dx, updates, _ = trained(norm, variables, x, cotangent)
+        return y, dx, jax.tree.map(lambda a: a[None], updates)
+
+    order = np.concatenate([np.arange(6) + 6 * device for device in (2, 0, 1, 3)])
+    over_devices = jax.jit(
+        jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P("data"))
+    )
+    with jax.set_mesh(mesh):
+        found = over_devices(VARIABLES, *spread(mesh, P("data"), X, COTANGENT))
+    y, dx, updates = jax.device_get(found)
+    alone = norm.clone(axis_name=None, axis_index_groups=None)
+    for half, devices in enumerate(((2, 0), (1, 3))):
+        own = order[12 * half : 12 * half + 12]
+        expected = jax.jit(functools.partial(trained, alone))(VARIABLES, X[own], COTANGENT[own])
+        for device in devices:
+            shared = jax.tree.map(lambda a: a[device], updates)  # noqa: B023
+            close((y[own], dx[own], shared), expected[:3])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"use_fast_variance": False}])
+def test_with_one_ghost_batch_over_all_devices_it_is_flax_batch_norm(arguments):
+    mapped_over = {"momentum": 0.8, "axis_name": "batch", **arguments}
+    x, cotangent = (a.reshape(4, 6, 3, 8) for a in (X, COTANGENT))
+    results = []
+    for norm in (GhostBatchNorm(ghost_batch_size=24, **mapped_over), nn.BatchNorm(**mapped_over)):
+        step = jax.vmap(functools.partial(trained, norm), in_axes=(None, 0, 0), axis_name="batch")
+        results.append(jax.jit(step)(VARIABLES, x, cotangent))
+    chex.assert_trees_all_equal(results[0][0], results[1][0])
+    close(results[0], results[1])
+
+
+def collectives(function, *arguments):
+    """Operations and shapes with which the devices of the compiled program communicate."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return re.findall(rf"= (.+?) ({COLLECTIVES})(?:-start)?\(", text)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_ghost_batches_that_lie_on_devices_communicate_only_the_running_statistics(kind):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    norm = GhostBatchNorm(ghost_batch_size=3)
+    with jax.set_mesh(mesh):
+        x, cotangent = spread(mesh, P("data"), X, COTANGENT)
+        step = functools.partial(trained, norm)
+        assert not collectives(lambda x, c: step(VARIABLES, x, c)[:2], x, cotangent)
+        found = collectives(lambda x, c: step(VARIABLES, x, c)[:3], x, cotangent)
+        assert found
+        for shapes, operation in found:  # sums of statistics of eight features
+            assert operation == "all-reduce"
+            assert set(re.findall(r"\[(.*?)\]", shapes)) == {"8"}
+        # Ghost batches of 10 lie on several devices, which have to tell each other.
+        wide = functools.partial(trained, norm.clone(ghost_batch_size=10))
+        assert collectives(lambda x, c: wide(VARIABLES, x, c)[0], x, cotangent)
