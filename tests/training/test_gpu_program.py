@@ -22,7 +22,7 @@ def lowered(replicas, norm="batch"):
     hyper = recipe.make_hyperparameters(config)
     hypers = jax.tree.map(lambda _: ShapeDtypeStruct((replicas,), jnp.float32), hyper)
     seeds = ShapeDtypeStruct((replicas,), jnp.int32)
-    state = jax.eval_shape(jax.vmap(lambda seed: init(made, hyper, seed)), seeds)
+    state = jax.eval_shape(jax.vmap(lambda seed: init.__wrapped__(made, hyper, seed)), seeds)
     data = Dataset(
         ShapeDtypeStruct((256, 28, 28, 1), jnp.uint8), ShapeDtypeStruct((256,), jnp.int32)
     )
