@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py                 # a table; the peers need pip install -e '.[benchmark]'
 python scripts/benchmark.py --json          # one JSON object
+python scripts/benchmark.py --study         # a run on each core at the same time, as in a study
 python scripts/benchmark.py --scale         # growth with batch size, ghost size and replicas
 
 Each contestant runs in its own process, which is idle while another is measured. An epoch is
@@ -89,7 +90,7 @@ GHOST_SIZES = (8, 16, 32, 64, 128)
 # A CPU trains replicas one after another: a few show it.
 REPLICAS = {
     f"batch 128, {n} replicas": n
-    for n in ((2, 4, 8, 16, 32) if shutil.which("nvidia-smi") else (2, 4))
+    for n in ((2, 4, 8, 16, 32, 160) if shutil.which("nvidia-smi") else (2, 4))
 }
 SCALE = (
     {f"batch {n}": ours("batch", n) for n in BATCH_SIZES}
@@ -134,12 +135,13 @@ def peak_memory(name):
 
 
 class Worker:
-    """A contestant's process, as seen from the one that measures."""
+    """A contestant's process, as seen from the one that measures; bound to `core` if given."""
 
-    def __init__(self, name, steps, folder):
-        start = time.perf_counter()
+    def __init__(self, name, steps, folder, core=None):
+        command = [sys.executable, __file__, "--worker", name, "--steps", str(steps)]
+        command += ["--data", folder, *(() if core is None else ("--core", str(core)))]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, "--steps", str(steps), "--data", folder],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -150,35 +152,55 @@ class Worker:
                 "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
                 # No more GPU memory than needed, since the contestants share it.
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            },
+            }
+            | ({} if core is None else {"OMP_NUM_THREADS": "1"}),  # PyTorch's threads
         )
-        self._answer()
-        self.first_step = time.perf_counter() - start
 
-    def _answer(self):
+    def answer(self):
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit("benchmark.py: a contestant failed; its error is above")
         return json.loads(line)
 
-    def ask(self, line):
+    def tell(self, line):
         print(line, file=self.process.stdin, flush=True)
-        return self._answer()
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
 
 
-def measure(names, steps, rounds, folder):
+class Team:
+    """A contestant's processes, which work at the same time: one, or one bound to each core."""
+
+    def __init__(self, name, steps, folder, cores=(None,)):
+        start = time.perf_counter()
+        self.workers = [Worker(name, steps, folder, core) for core in cores]
+        for worker in self.workers:
+            worker.answer()
+        self.first_step = time.perf_counter() - start
+
+    def ask(self, line):
+        """The largest of each value that the workers answer."""
+        for worker in self.workers:
+            worker.tell(line)
+        answers = [worker.answer() for worker in self.workers]
+        return {key: max(answer[key] for answer in answers) for key in answers[0]}
+
+    def close(self):
+        for worker in self.workers:
+            worker.close()
+
+
+def measure(names, steps, rounds, folder, cores=(None,)):
     """Measures rounds of one epoch each; returns a dict of results per name."""
     workers, results = {}, {}
     for name in names:
         print(f"starting {name}", file=sys.stderr, flush=True)
-        workers[name] = Worker(name, steps, folder)
+        workers[name] = Team(name, steps, folder, cores)
         workers[name].ask("epoch")  # warms up; not counted
         results[name] = {
-            "images": steps * BATCH * REPLICAS.get(name, 1),
+            "images": steps * BATCH * REPLICAS.get(name, 1) * len(cores),
             "first_step_seconds": workers[name].first_step,
             "epoch_seconds": [],
         }
@@ -194,13 +216,13 @@ def measure(names, steps, rounds, folder):
     return results
 
 
-def second_start(names, steps, folder):
+def second_start(names, steps, folder, cores=(None,)):
     """Seconds to the first step of a second run, whose compiled programs are on disk."""
     seconds = {}
     for name in names:
-        worker = Worker(name, steps, folder)
-        seconds[name] = worker.first_step
-        worker.close()
+        team = Team(name, steps, folder, cores)
+        seconds[name] = team.first_step
+        team.close()
     return seconds
 
 
@@ -294,13 +316,19 @@ def main():
     parser.add_argument(
         "--scale", action="store_true", help="measure batch sizes, ghost sizes, replicas"
     )
+    parser.add_argument(
+        "--study", action="store_true", help="measure a run on each core at the same time"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or not 1 <= arguments.steps <= 60_000 // BATCH:
         parser.error(f"--rounds must be at least 1, --steps from 1 to {60_000 // BATCH}")
     if arguments.worker:
+        if arguments.core is not None:  # before anything counts the cores
+            os.sched_setaffinity(0, {arguments.core})
         work(arguments.worker, arguments.steps, arguments.data)
         return
 
@@ -320,8 +348,9 @@ def main():
             reference = "jax_mnist, bn"
             torch_there = importlib.util.find_spec("torch") is not None
             names = [n for n in CONTESTANTS if torch_there or not n.startswith("torch")]
-            results = measure(names, arguments.steps, arguments.rounds, folder)
-            for name, seconds in second_start(names, arguments.steps, folder).items():
+            cores = sorted(os.sched_getaffinity(0)) if arguments.study else (None,)
+            results = measure(names, arguments.steps, arguments.rounds, folder, cores)
+            for name, seconds in second_start(names, arguments.steps, folder, cores).items():
                 results[name]["again_seconds"] = seconds
             missing = {"missing": "missing: pip install -e '.[benchmark]'"}
             results |= {n: missing for n in CONTESTANTS if n not in names}

@@ -4,12 +4,14 @@
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jax_mnist import config as config_lib
@@ -70,6 +72,11 @@ def config(**fields):
     )
     made.update(**fields)
     return made
+
+
+def kept(progress):
+    """A copy of a `loop.Progress`: the next call of the program takes the state's own arrays."""
+    return dataclasses.replace(progress, state=jax.tree.map(jnp.copy, progress.state))
 
 
 def without_times(record):

@@ -1,6 +1,7 @@
 """The network: twelve convolutions without bias, 8,546 parameters."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 from jax_mnist.nn.operations import PLAIN, Operations, fastest
 
 
@@ -48,29 +50,31 @@ LAYERS = (
 conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def batch_norm(*, batch_axis: int, **arguments: Any) -> nn.BatchNorm:
-    """Makes a `flax.linen.BatchNorm`, which does not need to know `batch_axis`."""
-    return nn.BatchNorm(**arguments)
+class BatchNorm(GhostBatchNorm):
+    """`flax.linen.BatchNorm`, computed as one ghost batch, so that it can tell its affine map."""
+
+    ghost_batch_size: int = sys.maxsize
 
 
 class Conv(nn.Module):
     """A convolution without padding or bias.
 
     Attributes:
+      channels: Input channels.
       features: Output channels.
       size: Rows, and columns, of the kernel.
       operations: See `CNN`.
     """
 
+    channels: int
     features: int
     size: int
     operations: Operations
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Convolves activations in the operations' order of axes."""
-        channels = x.shape[self.operations.feature_axis]
-        shape = (self.size, self.size, channels, self.features)
+    def __call__(self, x: Any) -> Any:
+        """Convolves activations of the operations' kind."""
+        shape = (self.size, self.size, self.channels, self.features)
         return self.operations.convolve(x, self.param("kernel", conv_init, shape))
 
 
@@ -98,7 +102,7 @@ class CNN(nn.Module):
         (2, 10)
     """
 
-    norm: Callable[..., nn.Module] = functools.partial(batch_norm, momentum=0.9)
+    norm: Callable[..., nn.Module] = functools.partial(BatchNorm, momentum=0.9)
     operations: Operations | None = None
 
     @nn.compact
@@ -125,15 +129,16 @@ class CNN(nn.Module):
             axis=operations.feature_axis,
             batch_axis=operations.batch_axis,
         )
-        x = operations.from_images(x)
+        channels, x = x.shape[3], operations.from_images(x)
         for number, layer in enumerate(LAYERS, start=1):
-            x = Conv(layer.features, layer.size, operations, name=f"conv{number}")(x)
+            x = Conv(channels, layer.features, layer.size, operations, name=f"conv{number}")(x)
+            channels = layer.features
             for step in layer.then:
                 match step:
                     case "ReLU":
-                        x = nn.relu(x)
+                        x = operations.relu(x)
                     case "norm":
-                        x = norm(name=f"norm{number}")(x)
+                        x = operations.normalize(norm(name=f"norm{number}"), x)
                     case "max-pool 2x2":
                         x = operations.max_pool(x)
                     case "average-pool 4x4":

@@ -335,7 +335,6 @@ class GhostBatchNorm(nn.Module):
         check_arguments(self.use_running_average, self.ghost_batch_size, self.stats_update)
         super().__post_init__()
 
-    @nn.compact
     def __call__(
         self,
         x: ArrayLike,
@@ -361,8 +360,23 @@ class GhostBatchNorm(nn.Module):
           ValueError: See `ghost_batch_norm` and `update_running_statistics`; or
             `use_running_average` is given twice or not at all.
         """
-        check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
         x = jnp.asarray(x)
+        affine_map, dtype = self._affine_map(x, use_running_average, mask)
+        return affine_map(x).astype(dtype)
+
+    def affine_map(self, x: Array, use_running_average: bool | None = None) -> AffineMap:
+        """The map that `__call__` applies to `x`, which the next layer can absorb.
+
+        Variables are used and updated as by `__call__`; the arguments and errors are those too.
+        """
+        return self._affine_map(x, use_running_average, None)[0]
+
+    @nn.compact
+    def _affine_map(
+        self, x: Array, use_running_average: bool | None, mask: ArrayLike | None
+    ) -> tuple[AffineMap, DTypeLike]:
+        """The map, and the dtype of the result."""
+        check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
         _, feature_axes = _axes(x.shape, self.axis, self.batch_axis)
         inference = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
@@ -376,16 +390,16 @@ class GhostBatchNorm(nn.Module):
             scale = self.param("scale", self.scale_init, features, self.param_dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         running = mean.value, var.value
         if inference:
             others = tuple(a for a in range(x.ndim) if a not in feature_axes)
             expanded = _expand((*running, scale, bias), others)
-            y = _affine_map(*expanded, epsilon=self.epsilon)(x)
-            return y.astype(canonicalize_dtype(x, scale, bias, dtype=self.dtype))
-        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
-        if self.is_initializing():
-            devices = {}  # as in Flax, the axis need not be mapped
-        y, statistics = ghost_batch_norm(
+            return _affine_map(*expanded, epsilon=self.epsilon), dtype
+        devices: dict[str, Any] = {"axis_name": None, "axis_index_groups": None}
+        if not self.is_initializing():  # then, as in Flax, the axis need not be mapped
+            devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        affine_map, statistics = ghost_affine_map(
             x,
             scale,
             bias,
@@ -407,7 +421,7 @@ class GhostBatchNorm(nn.Module):
                 stats_update=self.stats_update,
                 **devices,
             )
-        return y
+        return affine_map, dtype
 
 
 def check_arguments(

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import operator
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.state import TrainState
 from jax_mnist.training.step import StepMetrics
 
+_WRITERS = 16
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -39,7 +41,9 @@ def save(program: Program, progress: Progress, keep: int) -> None:
     state = mesh_lib.fetch(program.mesh, _with_key_data(progress.state))
     if not processes.is_first_process():
         return
-    for number, run in enumerate(program.runs):
+
+    def save_run(number: int) -> None:
+        run = program.runs[number]
         of_run = jax.tree.map(operator.itemgetter(number), (state, progress.partial))
         contents = {
             "step": progress.step,
@@ -56,6 +60,11 @@ def save(program: Program, progress: Progress, keep: int) -> None:
         files.write_atomically(_path(run, progress.step), hashlib.sha256(data).digest() + data)
         for step in sorted(_steps(run))[:-keep]:
             _path(run, step).unlink()
+
+    # Most of the time is waiting for the disk, which serves many files at once.
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for _ in pool.map(save_run, range(len(program.runs))):
+            pass
 
 
 def restore(program: Program, progress: Progress, step: int) -> Progress:

@@ -4,7 +4,6 @@ Nothing here writes or reads a run's files, so that the loop can be tested witho
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -25,9 +24,11 @@ from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation, evaluate_replicas
 from jax_mnist.training.recipe import Hyperparameters, Recipe
 from jax_mnist.training.state import TrainState, inference_variables, init_replicas
-from jax_mnist.training.step import StepMetrics, epoch_order, train_steps
+from jax_mnist.training.step import StepMetrics, epoch_orders, train_steps
 
-MAX_STEPS_PER_CALL = 30  # on a CPU: about a second, so that the progress bar moves
+# Of all replicas together: about a second, so that the progress bar moves, and that a stop is soon.
+# That of a GPU is an estimate from the bytes that a step moves.
+MAX_STEPS_PER_CALL = {"cpu": 30, "gpu": 9600}
 
 EpochMetrics = dict[str, np.ndarray]  # the names of history.METRICS; each float64 [runs]
 
@@ -181,32 +182,27 @@ def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
 
 def steps_per_call(steps: int, replicas: int = 1) -> int:
     """The number of steps in a call of `train_steps`: a divisor of the steps of an epoch."""
-    most = MAX_STEPS_PER_CALL // replicas if jax.default_backend() == "cpu" else steps
+    backend = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    most = MAX_STEPS_PER_CALL[backend] // replicas
     return largest_divisor(steps, max(1, most))
-
-
-def epoch_orders(keys: jax.Array, epoch: int, examples: int, batch_size: int) -> np.ndarray:
-    """`step.epoch_order` of each replica, on the host: int32 `[replicas, steps, batch]`."""
-    order = functools.partial(epoch_order, examples=examples, batch_size=batch_size)
-    return np.asarray(jax.vmap(order, in_axes=(0, None))(keys, epoch))
 
 
 def training(program: Program, progress: Progress) -> Iterator[Progress]:
     """Trains, and yields the progress after every call of the compiled program.
 
     After the last call of an epoch the progress has that epoch's evaluation. Training ends after
-    the last epoch, or as soon as no run has a finite loss.
+    the last epoch, or as soon as no run has a finite loss. The state of a progress is donated to
+    the next call: its arrays can be used only until the generator goes on.
     """
     mesh, steps = program.mesh, program.steps_per_epoch
-    keys = jax.random.wrap_key_data(mesh_lib.fetch(mesh, jax.random.key_data(progress.state.key)))
-    batch_size = program.runs[0].config.batch_size
+    examples, batch_size = len(program.train.images), program.runs[0].config.batch_size
     orders = None
     while progress.step < program.epochs * steps and progress.active.any():
         start = time.perf_counter()
         epoch, first = divmod(progress.step, steps)
         if orders is None or first == 0:
-            orders = epoch_orders(keys, epoch, len(program.train.images), batch_size)
-        order = orders[:, first : first + program.chunk]
+            orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
+        order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
         state, metrics = train_steps(
             program.recipe, program.hyper, progress.state, program.train, order
         )
@@ -220,13 +216,14 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
         yield progress
 
 
-def evaluate(program: Program, state: TrainState) -> list[Evaluation]:
-    """Evaluates each run on the validation examples."""
+def evaluate(program: Program, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
+    """Evaluates each run on the validation examples; see `evaluate_replicas`."""
     variables = jax.vmap(inference_variables)(program.hyper, state)
     return evaluate_replicas(
         program.recipe.model,
         variables,
         program.validation,
+        probabilities=probabilities,
         normalization=program.recipe.normalization,
         mesh=program.mesh,
     )[: len(program.runs)]

@@ -33,7 +33,7 @@ def make(program: Program, progress: Progress) -> list[tuple[Record, dict[str, A
     Returns:
       Records as `history` describes them, and variables as NumPy arrays.
     """
-    evaluations = evaluate(program, progress.state)
+    evaluations = evaluate(program, progress.state, probabilities=True)
     variables = jax.vmap(inference_variables)(program.hyper, progress.state)
     variables = mesh_lib.fetch(program.mesh, variables)
     validation = jax.device_get(program.validation)

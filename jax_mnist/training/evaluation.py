@@ -8,13 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.nn.xla import COMPILER_OPTIONS, separate
+from jax_mnist.nn.xla import Compiled, separate
 from jax_mnist.training.augment import MNIST, Normalization, normalize
 from jax_mnist.training.mesh import DATA, REPLICA, fetch, size, spread
 from jax_mnist.training.step import over_replicas
@@ -28,11 +27,7 @@ class Evaluation(NamedTuple):
     probabilities: np.ndarray
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "normalization", "mesh"),
-    compiler_options=COMPILER_OPTIONS,
-)
+@functools.partial(Compiled, static_argnames=("model", "normalization", "mesh"))
 def predict(
     model: nn.Module,
     variables: dict[str, Any],
@@ -55,18 +50,24 @@ def predict(
     chex.assert_shape(images, (None, 28, 28, 1))
     chex.assert_type(images, jnp.uint8)
 
-    @separate  # as in `step.train_steps`
-    def predict_one(variables: dict[str, Any], images: Array) -> Array:
-        x = normalize(images.astype(jnp.float32) / 255, *normalization)
-        logits: Array = model.apply(variables, x, train=False)  # type: ignore[assignment]
-        return logits
-
     def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
-        return over_replicas(lambda variables: predict_one(variables, images))(variables)
+        def predict_one(variables: dict[str, Any]) -> Array:
+            return _logits(model, normalization, variables, images)
+
+        return over_replicas(predict_one)(variables)
 
     specs, out = (P(REPLICA), P(DATA)), P(REPLICA, DATA)
     result: Array = spread(mesh, predict_replicas, specs, out)(variables, images)
     return result
+
+
+@functools.partial(separate, static_argnums=(0, 1))  # as in `step.train_steps`
+def _logits(
+    model: nn.Module, normalization: Normalization, variables: dict[str, Any], images: Array
+) -> Array:
+    x = normalize(images.astype(jnp.float32) / 255, *normalization)
+    logits: Array = model.apply(variables, x, train=False)  # type: ignore[assignment]
+    return logits
 
 
 def evaluate_replicas(
@@ -75,30 +76,80 @@ def evaluate_replicas(
     data: Dataset,
     batch_size: int = 200,
     *,
+    probabilities: bool = False,
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
 ) -> list[Evaluation]:
-    """Evaluates each replica: the leaves of `variables` have a leading axis of replicas.
+    """Evaluates each replica in one call of a compiled program.
 
-    On a mesh, `batch_size` is per device along the axis `data`.
+    Args:
+      model: The network.
+      variables: As in `predict`.
+      data: The examples, best on the devices.
+      batch_size: Examples that a replica evaluates at a time on each device along the axis `data`.
+      probabilities: Whether to return the probabilities; otherwise they are `[0, classes]`.
+      normalization: The constants used in training.
+      mesh: The devices.
     """
-    examples, shards = len(data.labels), size(mesh, DATA)
-    batches = []
-    for start in range(0, examples, batch_size * shards):
-        images = jnp.asarray(data.images[start : start + batch_size * shards])
-        missing = -len(images) % shards
-        images = jnp.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
-        batches.append(predict(model, variables, images, normalization, mesh))
-    labels = np.asarray(data.labels)
-    logits = np.concatenate(fetch(mesh, batches), axis=1)[:, :examples]
+    found = _evaluate(
+        model, variables, data, batch_size, probabilities, normalization=normalization, mesh=mesh
+    )
+    losses, correct, shares = fetch(mesh, found)
+    n = len(data.labels)
     return [
         Evaluation(
-            loss=float(-log_probabilities[np.arange(examples), labels].mean()),
-            accuracy=float((log_probabilities.argmax(-1) == labels).mean()),
-            probabilities=np.exp(log_probabilities).astype(np.float32),
+            loss=float(losses[replica].sum(dtype=np.float64) / n),
+            accuracy=float(correct[replica].sum() / n),
+            probabilities=shares[replica].reshape(-1, shares.shape[-1])[:n],
         )
-        for log_probabilities in scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+        for replica in range(len(losses))
     ]
+
+
+@functools.partial(
+    Compiled,
+    static_argnames=("model", "batch_size", "probabilities", "normalization", "mesh"),
+)
+def _evaluate(
+    model: nn.Module,
+    variables: dict[str, Any],
+    data: Dataset,
+    batch_size: int,
+    probabilities: bool,
+    *,
+    normalization: Normalization,
+    mesh: Mesh | None,
+) -> tuple[Array, Array, Array]:
+    """Loss and number of correct predictions, `[replicas, batches]`, and probabilities."""
+    examples, shards = len(data.labels), size(mesh, DATA)
+    batch_size = min(batch_size, -(-examples // shards))
+    missing = -examples % (batch_size * shards)
+    images = jnp.pad(jnp.asarray(data.images), [(0, missing), (0, 0), (0, 0), (0, 0)])
+    labels = jnp.pad(jnp.asarray(data.labels), [(0, missing)], constant_values=-1)
+    batches = (a.reshape(-1, batch_size, *a.shape[1:]) for a in (images, labels))
+
+    def evaluate_batch(
+        variables: dict[str, Any], images: Array, labels: Array
+    ) -> tuple[Array, Array, Array]:
+        found = jax.nn.log_softmax(_logits(model, normalization, variables, images))
+        loss = -jnp.take_along_axis(found, labels[:, None], axis=1)[:, 0]
+        return (
+            jnp.where(labels >= 0, loss, 0).sum(),
+            (found.argmax(-1) == labels).sum(),
+            jnp.exp(found if probabilities else found[:0]),
+        )
+
+    def evaluate_share(variables: dict[str, Any], images: Array, labels: Array) -> Any:
+        def evaluate_one(variables: dict[str, Any]) -> Any:
+            return jax.lax.map(lambda batch: evaluate_batch(variables, *batch), (images, labels))
+
+        return over_replicas(evaluate_one)(variables)
+
+    specs = (P(REPLICA), P(DATA), P(DATA))
+    result: tuple[Array, Array, Array] = spread(mesh, evaluate_share, specs, P(REPLICA, DATA))(
+        variables, *batches
+    )
+    return result
 
 
 def evaluate(
@@ -110,4 +161,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates one network on all of `data`, in batches of `batch_size`."""
     variables = jax.tree.map(lambda v: v[None], variables)
-    return evaluate_replicas(model, variables, data, batch_size, normalization=normalization)[0]
+    (found,) = evaluate_replicas(
+        model, variables, data, batch_size, probabilities=True, normalization=normalization
+    )
+    return found

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from jax_mnist.nn.cnn import CNN, batch_norm
+from jax_mnist.nn.cnn import CNN, BatchNorm
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 from jax_mnist.training import optim
 from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
@@ -70,7 +70,7 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     """
     common = {"momentum": config.norm_momentum, "axis_name": axis_name}
     if config.norm == "batch":
-        return _make_model(batch_norm, **common)
+        return _make_model(BatchNorm, **common)
     ghosts = {"ghost_batch_size": config.ghost_batch_size, "stats_update": config.stats_update}
     return _make_model(GhostBatchNorm, **ghosts, **common)
 
@@ -107,11 +107,11 @@ def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
     )
 
 
-def make_optimizer(recipe: Recipe, hyper: Hyperparameters) -> optax.GradientTransformation:
-    """The optimiser of a run."""
-    return optim.sgd(
-        make_schedule(recipe, hyper), hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov
-    )
+def make_optimizer(
+    recipe: Recipe, hyper: Hyperparameters, learning_rate: ArrayLike
+) -> optax.GradientTransformation:
+    """The optimiser of a step with the given learning rate, see `make_schedule`."""
+    return optim.sgd(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
 
 
 def make_schedule(recipe: Recipe, hyper: Hyperparameters) -> optax.Schedule:

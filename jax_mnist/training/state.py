@@ -12,6 +12,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from jax_mnist.nn.xla import COMPILE_QUICKLY
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer
 
@@ -37,7 +38,7 @@ class TrainState:
     average: optax.EmaState | None
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
+@functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
 def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
     """The state before the first step. Everything random in the run follows from `seed`."""
     init_key, key = jax.random.split(jax.random.key(seed))
@@ -48,7 +49,7 @@ def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
         key=key,
         params=params,
         batch_stats=batch_stats,
-        opt_state=make_optimizer(recipe, hyper).init(params),
+        opt_state=make_optimizer(recipe, hyper, 0.0).init(params),
         average=optax.ema(hyper.ema).init((params, batch_stats)) if recipe.average else None,
     )
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.nn.xla import COMPILER_OPTIONS, separate
-from jax_mnist.training import augment
+from jax_mnist.nn.xla import Compiled, separate
+from jax_mnist.training import augment, packing
 from jax_mnist.training.mesh import DATA, REPLICA, size, spread
 from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer, make_schedule
 from jax_mnist.training.state import TrainState
@@ -30,7 +31,7 @@ class StepMetrics(NamedTuple):
     learning_rate: Array | np.ndarray
 
 
-def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array:
+def epoch_order(key: Array, epoch: ArrayLike, examples: int, batch_size: int) -> Array:
     """The order in which an epoch visits the examples: a fresh permutation every epoch.
 
     If the batch size does not divide the examples, the remainder is dropped, as in Flax's examples;
@@ -42,6 +43,19 @@ def epoch_order(key: Array, epoch: int, examples: int, batch_size: int) -> Array
     order = jax.random.permutation(jax.random.fold_in(jax.random.split(key)[0], epoch), examples)
     steps = examples // batch_size
     return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("examples", "batch_size", "mesh"))
+def epoch_orders(
+    keys: Array, epoch: ArrayLike, examples: int, batch_size: int, mesh: Mesh | None = None
+) -> Array:
+    """`epoch_order` of each replica, given the key of each: `[replicas, steps, batch]`."""
+    order = functools.partial(epoch_order, examples=examples, batch_size=batch_size)
+    orders = jax.vmap(order, in_axes=(0, None))(keys, epoch)
+    if mesh is None:
+        return orders
+    sharding = NamedSharding(mesh, P(REPLICA, None, DATA))
+    return jax.lax.with_sharding_constraint(orders, sharding)
 
 
 def _train_step(
@@ -74,19 +88,20 @@ def _train_step(
             train=True,
             mutable=["batch_stats"],
         )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits, updated.get("batch_stats", {}))
+        return _cross_entropy(logits, labels), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     accuracy = (logits.argmax(-1) == labels).mean()
     if size(recipe.mesh, DATA) > 1:
         grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), DATA)
-    updates, opt_state = make_optimizer(recipe, hyper).update(grads, state.opt_state, state.params)
+    learning_rate = make_schedule(recipe, hyper)(state.step)
+    optimizer = make_optimizer(recipe, hyper, learning_rate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
         _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
-    metrics = StepMetrics(loss, accuracy, make_schedule(recipe, hyper)(state.step))
+    metrics = StepMetrics(loss, accuracy, jnp.asarray(learning_rate, jnp.float32))
     after = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -96,6 +111,16 @@ def _train_step(
         average=average,
     )
     return after, metrics
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean of `optax.softmax_cross_entropy_with_integer_labels`, to the bit.
+
+    The gradient of optax's indexing is a scatter, for which a GPU needs seven kernels.
+    """
+    labelled = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    of_labels = jnp.where(labelled, logits, 0).sum(-1)
+    return (jax.nn.logsumexp(logits, axis=-1) - of_labels).mean()
 
 
 def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array) -> Array:
@@ -108,7 +133,7 @@ def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images
     return augment.augment_batch(keys, images, hyper.augment, recipe.normalization)
 
 
-train_step = jax.jit(_train_step, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
+train_step = Compiled(_train_step, static_argnames="recipe")
 
 
 def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,7 +150,7 @@ def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
-@functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILER_OPTIONS)
+@functools.partial(Compiled, static_argnames="recipe", donate_argnames="state")
 def train_steps(
     recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
 ) -> tuple[TrainState, StepMetrics]:
@@ -135,7 +160,7 @@ def train_steps(
       recipe: What the step is compiled for; static.
       hyper: The hyper-parameters, each `[replicas]`.
       state: The state before the first step, each leaf with a leading axis of replicas; see
-        `state.init_replicas`.
+        `state.init_replicas`. It is donated: its arrays cannot be used again.
       data: The examples, on the device, common to all replicas.
       order: Indices of examples, int32 `[replicas, steps, batch]`; see `epoch_order`.
 
@@ -154,7 +179,8 @@ def train_steps(
         def train_one(
             hyper: Hyperparameters, state: TrainState, order: Array
         ) -> tuple[TrainState, StepMetrics]:
-            return jax.lax.scan(lambda state, index: step(hyper, state, data, index), state, order)
+            scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
+            return scan(lambda state, index: step(hyper, state, data, index), state, order)
 
         return over_replicas(train_one)(hyper, state, order)
 

@@ -13,27 +13,37 @@ from jax_mnist.nn import batch_last
 FIRST, LAST = (3, 0, 2, 1), (1, 3, 2, 0)  # orders of axes
 
 
-def reference(x, kernel):
-    """`lax`'s convolution of a batch-last array."""
+def reference(x, kernel, affine, relu):
+    """`lax`'s convolution of a batch-last array, after the affine map and before the ReLU."""
+    if affine is not None:
+        x = x * affine[0] + affine[1]
     y = lax.conv_general_dilated(
         x.transpose(FIRST), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return y.transpose(LAST)
+    return nn.relu(y.transpose(LAST)) if relu else y.transpose(LAST)
 
 
-def check_convolution(height, width, channels, features, rows, columns, batch, seed=0):
+def check_convolution(
+    height, width, channels, features, rows, columns, batch, *, affine=None, relu=False, seed=0
+):
+    """`affine` is None, or the number of examples that have an affine map of their own."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(height, channels, width, batch)).astype(np.float32)
-    kernel = rng.normal(size=(rows, columns, channels, features)).astype(np.float32)
-    dy = rng.normal(size=(height - rows + 1, features, width - columns + 1, batch))
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    x = normal(height, channels, width, batch)
+    kernel = normal(rows, columns, channels, features)
+    dy = normal(height - rows + 1, features, width - columns + 1, batch)
+    maps = affine and (normal(1, channels, 1, affine), normal(1, channels, 1, affine))
 
     def results(convolve):
         @jax.jit
-        def apply(x, kernel, dy):
-            y, pull = jax.vjp(convolve, x, kernel)
-            return y, *pull(dy)
+        def apply(x, kernel, maps, dy):
+            y, pull = jax.vjp(lambda *args: convolve(*args, relu), x, kernel, maps)
+            return jax.tree.leaves((y, pull(dy)))
 
-        return apply(x, kernel, dy.astype(np.float32))
+        return apply(x, kernel, maps, dy)
 
     expected = results(reference)
     for got, want in zip(results(batch_last.convolve), expected, strict=True):
@@ -42,21 +52,31 @@ def check_convolution(height, width, channels, features, rows, columns, batch, s
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "features", "kernel"), [(26, 10, 16, 3), (24, 16, 10, 1), (6, 14, 16, 3)]
+    ("size", "channels", "features", "kernel", "affine", "relu"),
+    [
+        (26, 10, 16, 3, 1, True),  # layer 2, with batch norm
+        (12, 10, 10, 3, 8, True),  # layer 4, with ghost batch norm
+        (10, 10, 32, 1, 1, False),  # layer 5
+        (6, 14, 16, 3, None, False),
+    ],
 )
-def test_the_networks_convolutions(size, channels, features, kernel):
-    check_convolution(size, size, channels, features, kernel, kernel, batch=8)
+def test_the_networks_convolutions(size, channels, features, kernel, affine, relu):
+    shape = (size, size, channels, features, kernel, kernel, 8)
+    check_convolution(*shape, affine=affine, relu=relu)
 
 
 def test_any_convolution(thorough):
     @settings(max_examples=20 if thorough else 4, deadline=None)
     @given(
         st.integers(1, 4), st.integers(1, 4), st.integers(0, 13), st.integers(0, 13),
-        st.integers(1, 24), st.integers(1, 5), st.integers(1, 19),
+        st.integers(1, 24), st.integers(1, 5), st.integers(1, 19), st.booleans(),
+        st.sampled_from(("no", "shared", "own")),
     )  # fmt: skip
-    def check(rows, columns, more_rows, more_columns, channels, features, batch):
+    def check(rows, columns, more_rows, more_columns, channels, features, batch, relu, map_kind):
         height, width = rows + more_rows, columns + more_columns
-        check_convolution(height, width, channels, features, rows, columns, batch)
+        affine = {"no": None, "shared": 1, "own": batch}[map_kind]
+        shape = (height, width, channels, features, rows, columns, batch)
+        check_convolution(*shape, affine=affine, relu=relu)
 
     check()
 

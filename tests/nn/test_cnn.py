@@ -12,7 +12,7 @@ from jax import lax
 
 from jax_mnist.nn import cnn as model
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.nn.operations import BATCH_LAST, PLAIN, fastest
+from jax_mnist.nn.operations import BATCH_FIRST, BATCH_LAST, PLAIN, fastest
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 28, 28, 1)).astype(np.float32)
 
@@ -92,7 +92,9 @@ def plain_results():
     return results(lambda v: (plain(v, IMAGES, True), plain(v, IMAGES, False)))
 
 
-@pytest.mark.parametrize("operations", [PLAIN, BATCH_LAST], ids=["plain", "batch_last"])
+@pytest.mark.parametrize(
+    "operations", [PLAIN, BATCH_FIRST, BATCH_LAST], ids=["plain", "batch_first", "batch_last"]
+)
 def test_the_network_and_its_gradients_are_the_plain_ones(operations):
     network = model.CNN(operations=operations)
 
@@ -118,24 +120,51 @@ def test_initial_kernels_are_uniform_as_pytorchs():
     np.testing.assert_allclose(np.quantile(kernel, 0.75), bound / 2, rtol=0.02)
 
 
-def layer_norm(*, use_running_average, axis, batch_axis, name):
-    return nn.LayerNorm(reduction_axes=axis, feature_axes=axis, name=name)
+# A small network, in which a norm precedes each operation that may follow one.
+SMALL = (
+    model.Layer(3, 3, model.RELU_NORM),
+    model.Layer(1, 4, (*model.NORM_RELU, "max-pool 2x2")),
+    model.Layer(3, 3, (*model.RELU_NORM, "average-pool 4x4")),
+    model.Layer(1, 2, ()),
+)
+
+
+def flax_norm(*, batch_axis, **arguments):
+    return nn.BatchNorm(**arguments)  # which has no affine map to hand on
 
 
 @pytest.mark.parametrize(
-    "norm", [functools.partial(GhostBatchNorm, ghost_batch_size=2), layer_norm]
+    ("norm", "train"),
+    [
+        (model.BatchNorm, True),
+        (functools.partial(GhostBatchNorm, ghost_batch_size=4), True),  # of 4, 3 and 3 examples
+        (functools.partial(GhostBatchNorm, use_bias=False), False),
+        (flax_norm, True),
+    ],
 )
-def test_the_norm_may_be_any_and_the_order_of_axes_does_not_matter(norm):
-    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_LAST)]
-    given = {k: v for k, v in variables().items() if k == "params" or norm is not layer_norm}
+def test_the_operations_are_the_plain_ones_with_any_norm(norm, train, monkeypatch):
+    monkeypatch.setattr(model, "LAYERS", SMALL)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(10, 10, 10, 1)).astype(np.float32)
+    weights = rng.normal(size=(10, 2)).astype(np.float32)
+    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_FIRST, BATCH_LAST)]
+    given = networks[0].init(jax.random.key(0), images, train=True)
+    given = jax.tree.map(lambda a: a + rng.uniform(0.1, 0.4, a.shape).astype(np.float32), given)
+    params, others = given.pop("params"), given
 
-    @jax.jit
-    def outputs(given):
-        return [n.apply(given, IMAGES, train=True, mutable=["batch_stats"]) for n in networks]
+    def results(network):
+        def loss(params):
+            variables = {"params": params, **others}
+            logits, updated = network.apply(variables, images, train, mutable=["batch_stats"])
+            return (logits * weights).sum(), (logits, updated)
 
-    first, last = outputs(given)
-    chex.assert_shape(first[0], (5, 10))
-    chex.assert_trees_all_close(first, last, rtol=1e-3, atol=1e-4)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    expected, *found = map(results, networks)
+    chex.assert_shape(expected[0][1][0], (10, 2))
+    assert len(expected[0][1][1]["batch_stats"]) == 3
+    for got in found:
+        chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +191,8 @@ def test_a_misspelt_operation_of_a_layer_is_an_error(monkeypatch):
 
 
 def test_the_default_operations_are_the_backends():
-    assert fastest() is (BATCH_LAST if jax.default_backend() == "cpu" else PLAIN)
+    of_backend = {"cpu": BATCH_LAST, "gpu": BATCH_FIRST}
+    assert fastest() is of_backend.get(jax.default_backend(), PLAIN)
     x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)
     assert ("convolution" in lowered.as_text()) == (jax.default_backend() != "cpu")

@@ -11,7 +11,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from tiny import config
+from tiny import config, kept
 
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import checkpoints, loop
@@ -24,10 +24,11 @@ def trained():
     fields = ({}, {"seed": 1}, {"l2": 1e30})
     runs = [Run(f"{i}", config(epochs=3, **f), Path(f"{i}")) for i, f in enumerate(fields)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "MAX_STEPS_PER_CALL", 6)
+        patch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 6})
         program, start = loop.build(runs)
-        seen = list(itertools.islice(loop.training(program, start), 3))
-    return program, start, seen
+        first = kept(start)
+        seen = [kept(p) for p in itertools.islice(loop.training(program, start), 3)]
+    return program, first, seen
 
 
 @pytest.fixture
@@ -63,9 +64,9 @@ def names(run):
 def test_what_comes_back_is_what_was_saved_and_older_ones_go(saved):
     program, start, seen, save = saved
     assert checkpoints.newest_common_step(program.runs) is None
-    for number, kept in enumerate((["2"], ["2", "4"], ["4", "6"])):
+    for number, steps in enumerate((["2"], ["2", "4"], ["4", "6"])):
         save(number)
-        assert names(program.runs[0]) == [f"{step}.msgpack" for step in kept]
+        assert names(program.runs[0]) == [f"{step}.msgpack" for step in steps]
         step = checkpoints.newest_common_step(program.runs)
         assert_same(checkpoints.restore(program, start, step), seen[number])
     assert not seen[-1].active[2] and seen[-1].partial.loss.shape == (3, 2)

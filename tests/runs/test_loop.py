@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from tiny import config
+from tiny import config, kept
 
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import loop
@@ -24,12 +24,14 @@ def build(*fields, **common):
 @pytest.fixture(scope="module")
 def whole():
     program, progress = build({}, {"seed": 1}, {"l2": 1e30})
-    return program, progress, list(loop.training(program, progress))
+    return program, kept(progress), [kept(p) for p in loop.training(program, progress)]
 
 
 @pytest.fixture
 def in_pairs(monkeypatch):
-    monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", 6)  # of three replicas: two steps of four
+    monkeypatch.setattr(
+        loop, "MAX_STEPS_PER_CALL", {"cpu": 6}
+    )  # of three replicas: two steps of four
 
 
 def assert_same(progress, expected):
@@ -79,7 +81,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(whole):
 def test_training_ends_when_no_run_is_left(whole):
     program, start, _ = whole
     params = jax.tree.map(lambda leaf: leaf * np.nan, start.state.params)
-    broken = dataclasses.replace(start, state=start.state.replace(params=params))
+    broken = kept(dataclasses.replace(start, state=start.state.replace(params=params)))
     (only,) = loop.training(program, broken)
     assert only.step == 4 and not only.active.any()
     assert len(only.epochs) == 1 and len(only.epochs_of(0)) == 1

@@ -196,7 +196,7 @@ def test_a_run_killed_between_its_last_writes_resumes_at_its_end(tmp_path, capsy
 
 
 def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", 2)
+    monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 2})
     (one,) = run_lib.replicas("small", config(), tmp_path / "small")
 
     def stop(program, progress):

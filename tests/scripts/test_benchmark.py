@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +32,14 @@ def check_measured(result):
     assert 0 < result["accuracy"] < 1 and result["peak_megabytes"] > 100
 
 
-def test_a_contestant_is_measured_and_tabulated(benchmark, tmp_path, thorough):
+@pytest.mark.parametrize("cores", [(None,), (min(os.sched_getaffinity(0)),) * 2])
+def test_a_contestant_is_measured_and_tabulated(benchmark, tmp_path, thorough, cores):
     if not thorough:
         pytest.skip("compiles the network: --thorough")
     name = "jax_mnist, bn"
-    results = benchmark.measure([name], steps=1, rounds=1, folder=str(tmp_path))
+    results = benchmark.measure([name], steps=1, rounds=1, folder=str(tmp_path), cores=cores)
     check_measured(results[name])
+    assert results[name]["images"] == 128 * len(cores)
     results["torch, eager"] = {"missing": "missing: pip install"}
     head, _, measured, missing = benchmark.table(results, name).splitlines()
     assert head.split(" | ")[3] == f"time of {name}"

@@ -1,0 +1,170 @@
+"""Convolution and pooling with the batch as the first axis, which XLA compiles to fast GPU code.
+
+With few channels, and above all with several replicas, XLA's own convolutions are unsuitable for a
+GPU: `jax.vmap` over kernels makes one grouped convolution of them, and the gradient of its kernels
+another one with windows as large as the image. In arrays `[batch, height, width, channels]`, three
+other forms map to plain batched operations:
+
+- A convolution, and its gradient with respect to the input, multiply each window by the kernel and
+  sum. XLA compiles this to one loop that reads the window where it lies: nothing is copied.
+- The gradient with respect to the kernel is one matrix product over all positions. Its left factor
+  holds the windows, in blocks of neighbouring columns, so that windows that overlap share entries:
+  1.5 times three rows for blocks of `_MAX_BLOCK` columns, instead of 3 times three rows.
+- The gradient of pooling finds the maximum by comparing slices, where XLA's own scatters.
+
+`operations.BATCH_FIRST` makes these available to the network. Results are those of the usual
+operations, except for rounding.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_mnist.nn import deferred
+from jax_mnist.nn.batch_last import largest_divisor
+from jax_mnist.nn.deferred import Affine, compute
+
+_MAX_BLOCK = 4
+
+
+def convolve(x: Array | Affine, kernel: Array) -> Array:
+    """Convolves with stride 1 and without padding, as `lax.conv_general_dilated` does.
+
+    Args:
+      x: Activations, `[batch, height, width, channels]`, or an affine map of them, whose parts have
+        the shape `[batch, 1, 1, channels]`, or `[1, 1, 1, channels]` if all examples share them.
+      kernel: The kernel, `[rows, columns, channels, features]`.
+
+    Returns:
+      Activations, `[batch, height - rows + 1, width - columns + 1, features]`.
+    """
+    if isinstance(x, Affine):
+        return _convolve(x.x, kernel, x[1:])
+    return _convolve(jnp.asarray(x), kernel, None)
+
+
+@jax.custom_vjp
+def _convolve(x: Array, kernel: Array, affine: tuple[Array, Array] | None) -> Array:
+    return _correlate(_apply(x, affine), kernel)
+
+
+def _apply(x: Array, affine: tuple[Array, Array] | None) -> Array:
+    return x if affine is None else x * affine[0] + affine[1]
+
+
+def _correlate(x: Array, kernel: Array) -> Array:
+    rows, columns, _, _ = kernel.shape
+    if rows == columns == 1:
+        return (x[..., None] * kernel[0, 0]).sum(-2)
+    return (_windows(x, rows, columns)[..., None] * kernel).sum((3, 4, 5))
+
+
+def _windows(x: Array, rows: int, columns: int, step: int = 1) -> Array:
+    """The windows of images, one every `step` columns: `[batch, y, x, rows, columns, channels]`."""
+    with jax.ensure_compile_time_eval():  # the positions are constants
+        y = jnp.arange(x.shape[1] - rows + 1)[:, None] + jnp.arange(rows)
+        x_ = jnp.arange(0, x.shape[2] - columns + 1, step)[:, None] + jnp.arange(columns)
+    return x[:, y[:, None, :, None], x_[None, :, None, :]]
+
+
+def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
+    """Sums the products of windows of `x` and `dy` over positions and examples."""
+    batch, height, width, features = dy.shape
+    channels = x.shape[3]
+    block = largest_divisor(width, _MAX_BLOCK) if columns > 1 else 1
+    wide = block + columns - 1  # columns of all windows of a block together
+    positions = batch * height * width // block
+    windows = x if rows == wide == 1 else _windows(x, rows, wide, block)
+    product = windows.reshape(positions, -1).T @ dy.reshape(positions, block * features)
+    product = product.reshape(rows, wide, channels, block, features)
+    return sum(product[:, i : i + columns, :, i] for i in range(block))  # type: ignore[return-value]
+
+
+def _convolve_forward(
+    x: Array, kernel: Array, affine: tuple[Array, Array] | None
+) -> tuple[Array, Any]:
+    return _convolve(x, kernel, affine), (x, kernel, affine)
+
+
+def _convolve_backward(saved: Any, dy: Array) -> tuple[Array, Array, Any]:
+    x, kernel, affine = saved
+    rows, columns, _, _ = kernel.shape
+    border = [(0, 0), (rows - 1, rows - 1), (columns - 1, columns - 1), (0, 0)]
+    dz = _correlate(jnp.pad(dy, border), kernel[::-1, ::-1].swapaxes(2, 3))
+    if affine is None:
+        return dz, _kernel_gradient(x, dy, rows, columns), None
+    multiplier, offset = affine
+    if len(multiplier) > 1:
+        dkernel = _kernel_gradient(_apply(x, affine), dy, rows, columns)
+        daffine = (dz * x).sum((1, 2), keepdims=True), dz.sum((1, 2), keepdims=True)
+        return dz * multiplier, dkernel, daffine
+    # The gradients of the map follow from those of the kernel that would absorb it, and of a bias.
+    product, total = _kernel_gradient(x, dy, rows, columns), dy.sum((0, 1, 2))
+    dkernel = product * multiplier[0, 0, 0, :, None] + offset[0, 0, 0, :, None] * total
+    dmultiplier = (kernel * product).sum((0, 1, 3))
+    doffset = (kernel.sum((0, 1)) * total).sum(1)
+    return dz * multiplier, dkernel, (dmultiplier[None, None, None], doffset[None, None, None])
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def normalize(norm: Any, x: Array | Affine) -> Array | Affine:
+    """Applies a norm, or puts off its affine map, see `deferred.normalize`.
+
+    The norm sees height and width as one axis, which makes XLA keep the order of the axes: left to
+    choose, it copies activations from one order to another.
+    """
+    x = compute(x)
+    y = deferred.normalize(norm, x.reshape(len(x), -1, x.shape[-1]))
+    if isinstance(y, Affine):
+        return Affine(x, *(part[:, None] for part in y[1:]))
+    return compute(y).reshape(x.shape)
+
+
+def average_pool(x: Array | Affine) -> Array | Affine:
+    """The mean over height and width, which keep size 1; of an affine map, the map of the mean."""
+    if isinstance(x, Affine):
+        return x._replace(x=x.x.mean((1, 2), keepdims=True))
+    return x.mean((1, 2), keepdims=True)
+
+
+def max_pool(x: Array | Affine) -> Array:
+    """The maximum over windows of 2x2, with stride 2, of `[batch, height, width, channels]`.
+
+    If values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
+    """
+    return _max_pool(compute(x))
+
+
+@jax.custom_vjp
+def _max_pool(x: Array) -> Array:
+    return functools.reduce(jnp.maximum, _parts(x))
+
+
+def _parts(x: Array) -> list[Array]:
+    """The entries at each of the four places of a window, in order."""
+    return [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, Array]:
+    y, place = x[:, ::2, ::2], jnp.zeros((), jnp.uint8)
+    for n, part in enumerate(_parts(x)[1:], start=1):
+        place = jnp.where(part > y, jnp.uint8(n), place)
+        y = jnp.maximum(y, part)
+    return y, place
+
+
+def _max_pool_backward(place: Array, dy: Array) -> tuple[Array]:
+    batch, height, width, channels = dy.shape
+    window = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
+    # Axes: [batch, height, row of the window, width, column of the window, channels].
+    here = place[:, :, None, :, None] == window
+    dx = jnp.where(here, dy[:, :, None, :, None], 0)
+    return (dx.reshape(batch, 2 * height, 2 * width, channels),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,0 +1,40 @@
+"""A packed scan is a scan."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jax_mnist.training import packing
+
+CARRY = {
+    "matrix": jnp.arange(6.0).reshape(2, 3),
+    "count": jnp.array(3),
+    "scalar": jnp.array(0.5),
+    "key": jax.random.key_data(jax.random.key(0)),
+    "vector": jnp.arange(4.0),
+}
+
+
+def step(carry, x):
+    carry = carry | {
+        "matrix": carry["matrix"] * carry["scalar"] + x,
+        "count": carry["count"] + 1,
+        "vector": carry["vector"] + jax.random.normal(jax.random.wrap_key_data(carry["key"]), (4,)),
+        "key": carry["key"][::-1],
+    }
+    return carry, (carry["matrix"].sum(), carry["scalar"] * x)
+
+
+def test_packing_and_unpacking_is_the_identity():
+    packed, unpack = packing.pack(CARRY)
+    assert packed[0].shape == (6 + 1 + 4,)
+    chex.assert_trees_all_equal(unpack(packed), CARRY)
+
+
+def test_a_packed_scan_gives_what_a_scan_gives():
+    xs = jnp.arange(5.0)
+    expected = jax.jit(lambda: jax.lax.scan(step, CARRY, xs))()
+    got = jax.jit(lambda: packing.scan(step, CARRY, xs))()
+    chex.assert_trees_all_close(got, expected, rtol=1e-6)
+    mapped = jax.vmap(lambda xs: packing.scan(step, CARRY, xs))(jnp.stack([xs, xs]))
+    chex.assert_trees_all_close(jax.tree.map(lambda a: a[1], mapped), expected, rtol=1e-6)
