@@ -4,7 +4,7 @@ XLA's own CPU convolution is slow with few channels, above all its gradient with
 kernel. In arrays `[height, channels, width, batch]`, every operation of the network is a sum
 of products of whole vectors of examples, which XLA compiles to plain vector loops. What keeps them
 fast, with the processor time that it saves on an AMD EPYC with AVX2, where a training step on 128
-images takes 40 ms on one core:
+images takes 39 ms on one core:
 
 - Each loop is compiled by itself (`xla.separate`); otherwise XLA repeats it inside everything that
   reads its result, and a step takes many times as long.
