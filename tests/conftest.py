@@ -25,6 +25,14 @@ def _let_programs_go():
     jax.clear_caches()  # they take gigabytes, and a process may map only so many
 
 
+@pytest.fixture
+def quickly_compiled():
+    """Compiles without most of XLA's optimisations: for tests that run little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def thorough(request):
     return request.config.getoption("--thorough")

@@ -92,9 +92,7 @@ def plain_results():
     return results(lambda v: (plain(v, IMAGES, True), plain(v, IMAGES, False)))
 
 
-@pytest.mark.parametrize(
-    "operations", [PLAIN, BATCH_FIRST, BATCH_LAST], ids=["plain", "batch_first", "batch_last"]
-)
+@pytest.mark.parametrize("operations", [BATCH_FIRST, BATCH_LAST], ids=["first", "last"])
 def test_the_network_and_its_gradients_are_the_plain_ones(operations):
     network = model.CNN(operations=operations)
 
@@ -142,14 +140,15 @@ def flax_norm(*, batch_axis, **arguments):
         (flax_norm, True),
     ],
 )
+@pytest.mark.usefixtures("quickly_compiled")
 def test_the_operations_are_the_plain_ones_with_any_norm(norm, train, monkeypatch):
     monkeypatch.setattr(model, "LAYERS", SMALL)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(10, 10, 10, 1)).astype(np.float32)
     weights = rng.normal(size=(10, 2)).astype(np.float32)
     networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_FIRST, BATCH_LAST)]
-    given = networks[0].init(jax.random.key(0), images, train=True)
-    given = jax.tree.map(lambda a: a + rng.uniform(0.1, 0.4, a.shape).astype(np.float32), given)
+    given = jax.eval_shape(lambda: networks[0].init(jax.random.key(0), images, train=True))
+    given = jax.tree.map(lambda a: np.float32(rng.uniform(0.1, 0.9, a.shape)), given)
     params, others = given.pop("params"), given
 
     def results(network):

@@ -87,13 +87,6 @@ def mapped(mesh, function, axis="data"):
     )
 
 
-@pytest.fixture
-def _quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def check_mesh(spec, size, kind):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
     rule = {3: "pooled", 5: "sequential"}.get(size, "mean")
@@ -118,12 +111,12 @@ def check_mesh(spec, size, kind):
         (P(("data", "model")), 5, AxisType.Explicit),  # eight devices, ghost batches of 5 and 4
     ],
 )
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_over_a_mesh_results_are_those_of_one_device(spec, size, kind):
     check_mesh(spec, size, kind)
 
 
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_over_a_mesh_results_are_those_of_one_device_in_any_combination(thorough):
     if not thorough:
         pytest.skip("compiles for minutes: --thorough")
@@ -154,12 +147,12 @@ def check_mapped(size, rule, masked):
         (32, "sequential", False),
     ],
 )
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_over_a_mapped_axis_results_are_those_of_one_device(size, rule, masked):
     check_mapped(size, rule, masked)
 
 
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(thorough):
     if not thorough:
         pytest.skip("compiles for minutes: --thorough")
@@ -168,7 +161,7 @@ def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(t
         check_mapped(*case)
 
 
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_as_many_ghost_batches_on_each_device_may_still_be_of_different_sizes():
     """Eight ghost batches of 36 examples, of which the first four have 5: two for each device."""
     x, cotangent = np.float32(np.random.default_rng(1).normal(2, 3, (2, 36, 3, 8)))
@@ -191,7 +184,7 @@ def test_as_many_ghost_batches_on_each_device_may_still_be_of_different_sizes():
     close(jax.tree.map(lambda a: a.sum((0, 1)), gradients), expected[3])
 
 
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_features_may_be_spread_explicitly_where_the_batch_is_mapped():
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     norm = GhostBatchNorm(ghost_batch_size=10, momentum=0.8, axis_name="data")
@@ -208,7 +201,7 @@ def test_features_may_be_spread_explicitly_where_the_batch_is_mapped():
     close(found, on_one_device(10))
 
 
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_the_nnx_layer_over_a_mesh_and_over_a_mapped_axis():
     mesh = jax.make_mesh((4,), ("data",))
     arguments = {"ghost_batch_size": 10, "stats_update": "sequential"}
@@ -224,7 +217,7 @@ def test_the_nnx_layer_over_a_mesh_and_over_a_mapped_axis():
     close(over_axis, on_one_device(10, "sequential"))
 
 
-@pytest.mark.usefixtures("_quickly_compiled")
+@pytest.mark.usefixtures("quickly_compiled")
 def test_each_group_of_devices_holds_a_batch_of_its_own():
     """Four devices in two groups, each with half of the batch, in ghost batches of 5, 4 and 3."""
     mesh = jax.make_mesh((4,), ("data",))
