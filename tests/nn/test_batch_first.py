@@ -10,6 +10,8 @@ from jax_mnist.nn import batch_first
 from jax_mnist.nn.deferred import Affine, compute
 from jax_mnist.nn.operations import PLAIN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def check_convolution(size, channels, features, kernel, mapped=None):
     """`mapped` examples have a map of their own, or share one, or there is none."""

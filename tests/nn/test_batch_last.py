@@ -12,6 +12,8 @@ from jax_mnist.nn import batch_last
 
 FIRST, LAST = (3, 0, 2, 1), (1, 3, 2, 0)  # orders of axes
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def reference(x, kernel, affine, relu):
     """`lax`'s convolution of a batch-last array, after the affine map and before the ReLU."""

@@ -87,13 +87,15 @@ def results(forward):
     return jax.jit(jax.value_and_grad(objective, has_aux=True))(variables()["params"])
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def plain_results():
     return results(lambda v: (plain(v, IMAGES, True), plain(v, IMAGES, False)))
 
 
 @pytest.mark.parametrize("operations", [BATCH_FIRST, BATCH_LAST], ids=["first", "last"])
-def test_the_network_and_its_gradients_are_the_plain_ones(operations):
+def test_the_network_and_its_gradients_are_the_plain_ones(
+    operations, plain_results, quickly_compiled
+):
     network = model.CNN(operations=operations)
 
     def forward(v):
@@ -101,7 +103,7 @@ def test_the_network_and_its_gradients_are_the_plain_ones(operations):
         return logits, network.apply(v, IMAGES, train=False)
 
     (value, logits), gradients = results(forward)
-    (expected_value, expected_logits), expected_gradients = plain_results()
+    (expected_value, expected_logits), expected_gradients = plain_results
     chex.assert_shape(logits, (5, 10))
     chex.assert_trees_all_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(

@@ -131,7 +131,9 @@ def lose_one(workdir, shape):
 def test_two_processes_train_the_replicas_of_one(alone, tmp_path):
     (first, _), second = finish(start(tmp_path / "ghost", (8, 1)))
     assert "seed 2: validation accuracy" in first
-    assert second[1] == "" and all(line.startswith("[Gloo]") for line in second[0].splitlines())
+    assert second[1] == ""
+    gloo = second[0].splitlines()  # whose threads write at the same time
+    assert all("[Gloo]" in line or not line.strip() for line in gloo), second[0]
     assert_agree(load(tmp_path / "ghost"), alone("ghost"), rtol=0)
 
 

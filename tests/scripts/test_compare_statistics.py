@@ -18,7 +18,7 @@ def comparison():
 
 
 def test_it_evaluates_one_network_with_the_statistics_of_every_rule(
-    comparison, monkeypatch, capsys
+    comparison, monkeypatch, capsys, quickly_compiled
 ):
     monkeypatch.setattr(comparison, "SPLITS", ("train[:2048]", "train[-500:]"))
     monkeypatch.setattr(comparison, "NETWORKS", {"dense": comparison.Dense})

@@ -87,7 +87,7 @@ def train_or_refuse(fields):
 def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
     trained = []
 
-    @settings(max_examples=200 if thorough else 12, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=200 if thorough else 8, deadline=None, derandomize=True, database=None)
     @given(CONFIGS)
     @example({"l2": -1.0})
     def check(fields):
@@ -200,7 +200,7 @@ def test_a_generated_command_line_is_refused_in_one_line_or_trains(name, thoroug
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
 
-        @settings(max_examples=500 if thorough else 25, deadline=None, database=None)
+        @settings(max_examples=500 if thorough else 15, deadline=None, database=None)
         @given(arguments)
         def check(arguments):
             process.stdin.write(json.dumps([*good, *arguments]) + "\n")
