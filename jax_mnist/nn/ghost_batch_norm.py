@@ -262,13 +262,17 @@ def update_running_statistics(
         later = own - jnp.cumsum(weight, 0) + devices.sum_of_later(own)
         weight *= momentum**later
         decay = momentum ** devices.sum(own)
+        added = devices.sum([(weight * s).sum(0) for s in (mean, var)])
     else:
-        total = devices.sum(count.sum(0, keepdims=True))
-        weight = count / jnp.maximum(total, 1)
+        own = count.sum(0, keepdims=True)
+        weight = count / jnp.maximum(own, 1)
+        if stats_update == "pooled":
+            _, (batch_mean,) = devices.average([(weight * mean).sum(0, keepdims=True)], own)
+            var = var + _abs_sq(mean - batch_mean)
+        each = [(weight * s).sum(0, keepdims=True) for s in (mean, var)]
+        total, added = devices.average(each, own)  # in one operation between the devices
+        added = [a[0] for a in added]
         decay = jnp.where(total > 0, momentum, 1)
-    if stats_update == "pooled":
-        var = var + _abs_sq(mean - devices.sum((weight * mean).sum(0, keepdims=True)))
-    added = devices.sum([(weight * s).sum(0) for s in (mean, var)])
     new_mean, new_var = (
         (decay[0] * old + (1 - momentum) * new).astype(jnp.promote_types(old.dtype, s.dtype))
         for old, new, s in zip(running, added, (mean, var), strict=True)
@@ -523,14 +527,14 @@ class _Devices:
         later = jnp.arange(self.number) > self.index()
         return jnp.tensordot(later.astype(x.dtype), self.gather(x[None], 0), 1)
 
-    def average(self, values: Sequence[Array], counts: Array | None) -> Sequence[Array]:
-        """The averages over the devices, weighted by `counts` if these are given."""
+    def average(self, values: Sequence[Array], counts: Array | None) -> tuple[Any, Sequence[Array]]:
+        """The total of `counts`, and averages over the devices weighted by them, if given."""
         if self.axis_name is None:
-            return values
+            return counts, values
         if counts is None:
-            return [total / self.number for total in self.sum(values)]
+            return None, [total / self.number for total in self.sum(values)]
         count, *totals = self.sum([counts, *(counts * v for v in values)])
-        return [total / jnp.maximum(count, 1) for total in totals]
+        return count, [total / jnp.maximum(count, 1) for total in totals]
 
     def own(
         self, maps: AffineMap, statistics: Statistics, axis: int
@@ -568,7 +572,7 @@ def _moments(
         kept = mask | (count == 0)  # if nothing is kept, the moments are 0
 
     def mean_of(*arrays: Array) -> Sequence[Array]:
-        return devices.average([a.mean(axes, keepdims=True, where=kept) for a in arrays], count)
+        return devices.average([a.mean(axes, keepdims=True, where=kept) for a in arrays], count)[1]
 
     if use_fast_variance:
         mean, second = mean_of(x, _abs_sq(x))
