@@ -87,14 +87,19 @@ def evaluate_replicas(
       variables: As in `predict`.
       data: The examples, best on the devices.
       batch_size: Examples that a replica evaluates at a time on each device along the axis `data`.
-      probabilities: Whether to return the probabilities; otherwise they are `[0, classes]`.
+      probabilities: Whether to fetch the probabilities; otherwise they are `[0, classes]`.
       normalization: The constants used in training.
       mesh: The devices.
     """
-    found = _evaluate(
-        model, variables, data, batch_size, probabilities, normalization=normalization, mesh=mesh
+    # One program serves both: the probabilities are computed, but stay on the devices.
+    *sums, on_devices = _evaluate(
+        model, variables, data, batch_size, normalization=normalization, mesh=mesh
     )
-    losses, correct, shares = fetch(mesh, found)
+    losses, correct = fetch(mesh, sums)
+    replicas, _, _, classes = on_devices.shape
+    shares = np.empty((replicas, 0, classes), np.float32)
+    if probabilities:
+        shares = fetch(mesh, on_devices)
     n = len(data.labels)
     return [
         Evaluation(
@@ -108,14 +113,13 @@ def evaluate_replicas(
 
 @functools.partial(
     Compiled,
-    static_argnames=("model", "batch_size", "probabilities", "normalization", "mesh"),
+    static_argnames=("model", "batch_size", "normalization", "mesh"),
 )
 def _evaluate(
     model: nn.Module,
     variables: dict[str, Any],
     data: Dataset,
     batch_size: int,
-    probabilities: bool,
     *,
     normalization: Normalization,
     mesh: Mesh | None,
@@ -136,7 +140,7 @@ def _evaluate(
         return (
             jnp.where(labels >= 0, loss, 0).sum(),
             (found.argmax(-1) == labels).sum(),
-            jnp.exp(found if probabilities else found[:0]),
+            jnp.exp(found),
         )
 
     def evaluate_share(variables: dict[str, Any], images: Array, labels: Array) -> Any:
