@@ -1,4 +1,4 @@
-"""Convolution and pooling with the batch as the first axis, which XLA compiles to fast GPU code.
+"""Convolution with the batch as the first axis, which XLA compiles to fast GPU code.
 
 With few channels, and above all with several replicas, XLA's own convolutions are unsuitable for a
 GPU: `jax.vmap` over kernels makes one grouped convolution of them, and the gradient of its kernels
@@ -10,13 +10,13 @@ other forms map to plain batched operations:
 - The gradient with respect to the kernel is one matrix product over all positions. Its left factor
   holds the windows, in blocks of neighbouring columns, so that windows that overlap share entries:
   1.5 times three rows for blocks of `_MAX_BLOCK` columns, instead of 3 times three rows.
-- The gradient of pooling finds the maximum by comparing slices, where XLA's own scatters.
+- The gradient of pooling finds the maximum by comparing slices, where XLA's own scatters
+  (`pooling.py`).
 
 `operations.BATCH_FIRST` makes these available to the network. Results are those of the usual
 operations, except for rounding.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -123,48 +123,3 @@ def normalize(norm: Any, x: Array | Affine) -> Array | Affine:
     if isinstance(y, Affine):
         return Affine(x, *(part[:, None] for part in y[1:]))
     return compute(y).reshape(x.shape)
-
-
-def average_pool(x: Array | Affine) -> Array | Affine:
-    """The mean over height and width, which keep size 1; of an affine map, the map of the mean."""
-    if isinstance(x, Affine):
-        return x._replace(x=x.x.mean((1, 2), keepdims=True))
-    return x.mean((1, 2), keepdims=True)
-
-
-def max_pool(x: Array | Affine) -> Array:
-    """The maximum over windows of 2x2, with stride 2, of `[batch, height, width, channels]`.
-
-    If values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
-    """
-    return _max_pool(compute(x))
-
-
-@jax.custom_vjp
-def _max_pool(x: Array) -> Array:
-    return functools.reduce(jnp.maximum, _parts(x))
-
-
-def _parts(x: Array) -> list[Array]:
-    """The entries at each of the four places of a window, in order."""
-    return [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
-
-
-def _max_pool_forward(x: Array) -> tuple[Array, Array]:
-    y, place = x[:, ::2, ::2], jnp.zeros((), jnp.uint8)
-    for n, part in enumerate(_parts(x)[1:], start=1):
-        place = jnp.where(part > y, jnp.uint8(n), place)
-        y = jnp.maximum(y, part)
-    return y, place
-
-
-def _max_pool_backward(place: Array, dy: Array) -> tuple[Array]:
-    batch, height, width, channels = dy.shape
-    window = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
-    # Axes: [batch, height, row of the window, width, column of the window, channels].
-    here = place[:, :, None, :, None] == window
-    dx = jnp.where(here, dy[:, :, None, :, None], 0)
-    return (dx.reshape(batch, 2 * height, 2 * width, channels),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,4 +1,4 @@
-"""Convolution and pooling with the batch as the last axis, which XLA compiles to fast CPU code.
+"""Convolution with the batch as the last axis, which XLA compiles to fast CPU code.
 
 XLA's own CPU convolution is slow with few channels, above all its gradient with respect to the
 kernel. In arrays `[height, channels, width, batch]`, every operation of the network is a sum
@@ -236,33 +236,3 @@ def largest_divisor(number: int, most: int) -> int:
 
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
-
-
-@jax.custom_vjp
-def max_pool(x: Array) -> Array:
-    """The maximum over windows of 2x2, with stride 2, of `[height, channels, width, batch]`.
-
-    If values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
-    """
-    return _max_pool_forward(x)[0]
-
-
-def _max_pool_forward(x: Array) -> tuple[Array, Array]:
-    y, place = x[::2, :, ::2], jnp.zeros((), jnp.uint8)
-    for n in (1, 2, 3):
-        part = x[n // 2 :: 2, :, n % 2 :: 2]
-        place = jnp.where(part > y, jnp.uint8(n), place)
-        y = jnp.maximum(y, part)
-    return y, place
-
-
-def _max_pool_backward(place: Array, dy: Array) -> tuple[Array]:
-    height, channels, width, batch = dy.shape
-    window = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 1, 2, 1)
-    # Axes: [height, row of the window, channels, width, column of the window, batch].
-    here = place[:, None, :, :, None] == window
-    dx = jnp.where(here, dy[:, None, :, :, None], 0)
-    return (dx.reshape(2 * height, channels, 2 * width, batch),)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jax_mnist.nn import batch_last
+from jax_mnist.nn import batch_last, pooling
 
 
 class Affine(NamedTuple):
@@ -67,13 +67,13 @@ def normalize(norm: Any, x: Activations) -> Activations:
     return Affine(x, multiplier, offset if centre is None else offset - centre * multiplier)
 
 
-def max_pool(x: Activations) -> Array:
-    """The maximum over windows of 2x2, with stride 2."""
-    return batch_last.max_pool(compute(x))
+def max_pool(x: Activations, axes: tuple[int, int]) -> Array:
+    """The maximum over windows of 2x2, with stride 2, of the axes of height and width."""
+    return pooling.max_pool(compute(x), axes)
 
 
-def average_pool(x: Activations) -> Activations:
+def average_pool(x: Activations, axes: tuple[int, int]) -> Activations:
     """The mean over height and width, which keep size 1; of an affine map, the map of the mean."""
     if isinstance(x, Affine):
-        return x._replace(x=x.x.mean((0, 2), keepdims=True))
-    return compute(x).mean((0, 2), keepdims=True)
+        return x._replace(x=x.x.mean(axes, keepdims=True))
+    return compute(x).mean(axes, keepdims=True)

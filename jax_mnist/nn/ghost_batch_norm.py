@@ -162,7 +162,7 @@ def ghost_affine_map(
     devices = _Devices(axis_name, axis_index_groups)
     batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
-    position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `moments`
+    position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `parts`
     share = x.shape[batch_axis]
     batch = share * devices.number
     ghosts = max(1, -(-batch // operator.index(ghost_batch_size)))

@@ -66,8 +66,8 @@ BATCH_FIRST = PLAIN._replace(
     convolve=batch_first.convolve,
     relu=deferred.relu,
     normalize=batch_first.normalize,
-    max_pool=batch_first.max_pool,
-    average_pool=batch_first.average_pool,
+    max_pool=functools.partial(deferred.max_pool, axes=(1, 2)),
+    average_pool=functools.partial(deferred.average_pool, axes=(1, 2)),
     to_logits=lambda x: deferred.compute(x)[:, 0, 0],
 )
 
@@ -79,8 +79,8 @@ BATCH_LAST = Operations(
     convolve=deferred.convolve,
     relu=deferred.relu,
     normalize=deferred.normalize,
-    max_pool=deferred.max_pool,
-    average_pool=deferred.average_pool,
+    max_pool=functools.partial(deferred.max_pool, axes=(0, 2)),
+    average_pool=functools.partial(deferred.average_pool, axes=(0, 2)),
     to_logits=lambda x: deferred.compute(x)[0, :, 0].T,
 )
 

@@ -81,17 +81,3 @@ def test_any_convolution(thorough):
         check_convolution(*shape, affine=affine, relu=relu)
 
     check()
-
-
-def test_max_pool_with_ties():
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 4, (8, 3, 6, 50)).astype(np.float32)
-
-    def expected_pool(x):
-        return nn.max_pool(x.transpose(FIRST), (2, 2), (2, 2)).transpose(LAST)
-
-    y, pull = jax.vjp(batch_last.max_pool, x)
-    expected, expected_pull = jax.vjp(expected_pool, x)
-    np.testing.assert_array_equal(y, expected)
-    dy = rng.normal(size=y.shape).astype(np.float32)
-    np.testing.assert_array_equal(pull(dy)[0], expected_pull(dy)[0])
