@@ -1,10 +1,10 @@
 """The eight variants, and what a config refuses."""
 
 import dataclasses
-import importlib.util
 import math
 from pathlib import Path
 
+import modules
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -19,10 +19,7 @@ NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return modules.load(f"configs/{name}.py").get_config()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import modules
 import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "scripts" / "benchmark.py"
@@ -14,10 +15,7 @@ BENCHMARK = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return modules.load("scripts/benchmark.py")
 
 
 def script(*arguments):

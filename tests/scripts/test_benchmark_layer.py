@@ -1,7 +1,6 @@
 """The benchmark of the layer measures equal computations; how fast they are is not tested."""
 
 import functools
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import chex
 import flax.linen as nn
 import jax
+import modules
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_layer.py"
@@ -16,10 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_layer.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_layer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return modules.load("scripts/benchmark_layer.py")
 
 
 def test_every_way_normalises_alike(benchmark):

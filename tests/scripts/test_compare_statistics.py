@@ -1,20 +1,14 @@
 """The comparison of the rules for running statistics, with few images and the dense network."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
+import modules
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_statistics.py"
 
 
 @pytest.fixture(scope="module")
 def comparison():
-    spec = importlib.util.spec_from_file_location("compare_statistics", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return modules.load("scripts/compare_statistics.py")
 
 
 def test_it_evaluates_one_network_with_the_statistics_of_every_rule(
