@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import browser as browser_lib
 import chex
 import jax
 import pytest
@@ -31,6 +32,12 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with browser_lib.chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
