@@ -17,6 +17,7 @@ other forms map to plain batched operations:
 operations, except for rounding.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -58,8 +59,29 @@ def _apply(x: Array, affine: tuple[Array, Array] | None) -> Array:
 def _correlate(x: Array, kernel: Array) -> Array:
     rows, columns, _, _ = kernel.shape
     if rows == columns == 1:
-        return (x[..., None] * kernel[0, 0]).sum(-2)
+        return _pointwise(x, kernel[0, 0])
     return (_windows(x, rows, columns)[..., None] * kernel).sum((3, 4, 5))
+
+
+@jax.custom_batching.custom_vmap
+def _pointwise(x: Array, kernel: Array) -> Array:
+    """A convolution with a kernel `[channels, features]`, as an unrolled sum over the channels.
+
+    For a reduction XLA would put the channels last first, in 15 more kernels for the network, and
+    copy activations for it. With several replicas, it is the sum that XLA does not compile well.
+    """
+    return functools.reduce(jnp.add, (x[..., c, None] * kernel[c] for c in range(x.shape[-1])))
+
+
+@_pointwise.def_vmap
+def _pointwise_of_replicas(
+    replicas: int, batched: list[bool], x: Array, kernel: Array
+) -> tuple[Array, bool]:
+    if replicas == 1:
+        one = (a[0] if of_each else a for a, of_each in zip((x, kernel), batched, strict=True))
+        return _pointwise(*one)[None], True
+    axes = [0 if of_each else None for of_each in batched]
+    return jax.vmap(lambda x, kernel: (x[..., None] * kernel).sum(-2), axes)(x, kernel), True
 
 
 def _windows(x: Array, rows: int, columns: int, step: int = 1) -> Array:
