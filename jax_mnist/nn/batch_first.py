@@ -49,7 +49,12 @@ def convolve(x: Array | Affine, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _convolve(x: Array, kernel: Array, affine: tuple[Array, Array] | None) -> Array:
-    return _correlate(_apply(x, affine), kernel)
+    if affine is None:
+        return _correlate(x, kernel)
+    # The kernel absorbs the map, which need not be applied to the activations.
+    multiplier, offset = (part[..., None] for part in affine)
+    bias = (kernel * offset).sum((1, 2, 3))
+    return _correlate(x, kernel * multiplier) + bias[:, None, None]
 
 
 def _apply(x: Array, affine: tuple[Array, Array] | None) -> Array:
@@ -57,20 +62,24 @@ def _apply(x: Array, affine: tuple[Array, Array] | None) -> Array:
 
 
 def _correlate(x: Array, kernel: Array) -> Array:
-    rows, columns, _, _ = kernel.shape
+    """Convolves with one kernel, or with one for each example, `[batch, rows, columns, ...]`."""
+    kernel = kernel.reshape(-1, *kernel.shape[-4:])
+    rows, columns = kernel.shape[1:3]
     if rows == columns == 1:
-        return _pointwise(x, kernel[0, 0])
-    return (_windows(x, rows, columns)[..., None] * kernel).sum((3, 4, 5))
+        return _pointwise(x, kernel)
+    return (_windows(x, rows, columns)[..., None] * kernel[:, None, None]).sum((3, 4, 5))
 
 
 @jax.custom_batching.custom_vmap
 def _pointwise(x: Array, kernel: Array) -> Array:
-    """A convolution with a kernel `[channels, features]`, as an unrolled sum over the channels.
+    """Convolves with kernels of one row and column, by an unrolled sum over the channels.
 
     For a reduction XLA would put the channels last first, in 15 more kernels for the network, and
     copy activations for it. With several replicas, it is the sum that XLA does not compile well.
     """
-    return functools.reduce(jnp.add, (x[..., c, None] * kernel[c] for c in range(x.shape[-1])))
+    return functools.reduce(
+        jnp.add, (x[..., c, None] * kernel[..., c, :] for c in range(x.shape[-1]))
+    )
 
 
 @_pointwise.def_vmap
