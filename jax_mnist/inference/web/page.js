@@ -12,7 +12,9 @@ let waiting = false;
 /** The drawing as ink levels: how opaque each pixel is, whatever its colour. */
 function inkOfDrawing() {
   const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
-  return Float64Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + 3] / 255);
+  const ink = new Float64Array(data.length / 4);
+  for (let i = 0; i < ink.length; i++) ink[i] = data[4 * i + 3] / 255;
+  return ink;
 }
 
 /** The image that the network sees of the drawing, or null. */
@@ -30,7 +32,7 @@ function setText(element, text) {
 }
 
 /** Shows a probability in a row of a table: as a bar, and in digits. */
-function showRow(row, probability, best) {
+function showRow(row, probability, best = false) {
   row.classList.toggle("best", best);
   row.style.setProperty("--p", probability ?? 0);
   setText(row.querySelector(".percent"), probability === undefined ? "" : percent(probability));
@@ -56,7 +58,7 @@ function update() {
   document.querySelectorAll("#votes tr").forEach((row, i) => {
     const vote = votes[i] && indexOfMost(votes[i]);
     setText(row.querySelector(".vote"), votes[i] ? network.labels[vote] : "–");
-    showRow(row, votes[i]?.[vote], votes[i] !== undefined && vote === best);
+    showRow(row, votes[i]?.[vote]);
   });
   showImage(image);
 }

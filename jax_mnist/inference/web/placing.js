@@ -74,13 +74,14 @@ function cutOut(ink, width, height, threshold) {
     }
     return false;
   };
-  const cut = { width: right - left, height: bottom - top };
-  cut.values = Float32Array.from({ length: cut.width * cut.height }, (_, i) => {
-    const x = left + (i % cut.width), y = top + Math.floor(i / cut.width);
-    const level = Math.min(1, Math.max(0, ink[y * width + x] / threshold - 0.5));
-    return level && touches(x, y) ? level : 0;
-  });
-  return cut;
+  const values = new Float32Array((right - left) * (bottom - top));
+  for (let y = top, to = 0; y < bottom; y++) {
+    for (let x = left; x < right; x++, to++) {
+      const level = Math.min(1, Math.max(0, ink[y * width + x] / threshold - 0.5));
+      values[to] = level && touches(x, y) ? level : 0;
+    }
+  }
+  return { width: right - left, height: bottom - top, values };
 }
 
 /** Scales rows to another length by averaging, as Pillow's BOX does, and swaps rows and columns. */
@@ -132,7 +133,8 @@ function place({ width, height, values }) {
 
 /** Makes a 28x28 image, 0 to 255, of a drawing, ink levels from 0 to 1; null if it is empty. */
 function centre(ink, width, height) {
-  const most = ink.reduce((a, b) => Math.max(a, b), 0);
+  let most = 0;
+  for (const level of ink) most = Math.max(most, level);
   if (most < MIN_CONTRAST) return null;
   return place(fitToBox(cutOut(ink, width, height, otsuThreshold(ink, most))));
 }
