@@ -38,6 +38,7 @@ def to_html(network: TrainedNetwork) -> bytes:
         style=_read("page.css"),
         introduction=introduction,
         classes_caption="Probabilities" if count == 1 else "Mean of their probabilities",
+        seen_caption="What the network sees" if count == 1 else "What the networks see",
         classes="\n".join(map(_class_row, record["label_names"])),
         votes=_votes([record["seed"] for record in network.records]),
         network=json.dumps(about).replace("<", "\\u003c"),  # no text can end the script element

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jax_mnist.inference.predict import load
 from jax_mnist.nn.operations import PLAIN
 from jax_mnist.training import augment
 
+ROOT = Path(__file__).parents[2]
 NOTHING = "\N{EN DASH}"
 SEVEN = [[(0.2, 0.2), (0.8, 0.2), (0.4, 0.85)], [(0.3, 0.5), (0.7, 0.5)]]
 
@@ -203,3 +205,16 @@ def test_the_page_is_small(path):
     assert "http" not in text
     about = json.loads(text.partition('id="network">')[2].partition("</script>")[0])
     assert about["seeds"] == [0, 1] and len(about["layers"]) == 12
+
+
+def test_the_page_in_docs_is_made_of_the_present_files(network):
+    parts = {p.name for p in web_page._FILES.iterdir()} - {"page.html"}
+    committed = (ROOT / "docs" / "draw.html").read_text()
+    for part in parts:
+        assert web_page._read(part) in committed, "export docs/draw.html anew"
+    made = web_page.to_html(network).decode()
+
+    def markup(text):  # up to the rows of the votes, without what depends on the networks
+        return text.partition("<main>")[2].partition('<table id="votes">')[0]
+
+    assert markup(committed) == markup(made)
