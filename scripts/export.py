@@ -1,6 +1,10 @@
-"""Exports a trained network to one file that needs only JAX to run.
+"""Exports a trained network to one file, in the folder of the run.
 
-python scripts/export.py runs/gbn --out gbn.jaxexport
+python scripts/export.py runs/gbn                       network.jaxexport: needs only JAX to run
+python scripts/export.py runs/gbn --format html         network.html: a page to draw digits on
+python scripts/export.py runs/gbn --format safetensors  network.safetensors: for other frameworks
+
+If the run has several replicas, all of them are in the file.
 """
 
 from pathlib import Path
@@ -9,11 +13,11 @@ from absl import flags
 from command_line import fail, run
 
 from jax_mnist.data import files
-from jax_mnist.inference.export import serialize
+from jax_mnist.inference.export import FORMATS
 from jax_mnist.inference.predict import load
-from jax_mnist.training import augment
 
-_OUT = flags.DEFINE_string("out", None, "File to write; the default is NAME_OF_THE_RUN.jaxexport.")
+_FORMAT = flags.DEFINE_enum("format", "jaxexport", [*FORMATS], "What to write.")
+_OUT = flags.DEFINE_string("out", None, "File to write; the default is RUN/network.FORMAT.")
 
 
 def main(arguments):
@@ -23,10 +27,8 @@ def main(arguments):
         network = load(arguments[0])
     except ValueError as error:
         fail(error)
-    record = network.records[0]
-    out = Path(_OUT.value or f"{record['name']}.jaxexport")
-    normalization = augment.Normalization(**record["normalization"])
-    data = serialize(network.model, network.variables, normalization)
+    out = Path(_OUT.value or Path(arguments[0]) / f"network.{_FORMAT.value}")
+    data = FORMATS[_FORMAT.value](network)
     files.write_atomically(out, data)
     replicas = len(network.records)
     print(f"{out}: {replicas} {'replica' if replicas == 1 else 'replicas'}, {len(data):,} bytes")

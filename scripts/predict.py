@@ -31,8 +31,8 @@ def main(arguments):
     except ValueError as error:
         fail(error)
     record = network.records[0]
-    if record["config"].get("dataset") == "emnist/digits":
-        images = [image.T for image in images]  # EMNIST's images are transposed
+    if network.transposed:
+        images = [image.T for image in images]
     show = print_json if _JSON.value else print_table
     show(paths, record["label_names"], predict(network, np.stack(images)))
 

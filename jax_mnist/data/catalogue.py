@@ -79,5 +79,5 @@ def check_name(name: str) -> None:
         near = difflib.get_close_matches(str(name), NAMES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         what = "no folder" if "/" in str(name) and not near else "unknown dataset"
-        expected = f"expected one of {', '.join(NAMES)}, or a folder of IDX files"
+        expected = f"expected one of {', '.join(NAMES)}, or a folder of IDX files or pictures"
         raise DatasetError(f"{what} {name!r}: {hint}{expected}")

@@ -86,7 +86,8 @@ def _find(folder: Path, name: str, kind: str) -> Path:
         if path.is_file():  # some programs unpack the file into a folder of the same name
             return path
     raise DatasetError(
-        f"{folder} holds neither {spellings[0]} nor {spellings[1]}: name a folder of IDX files"
+        f"{folder} holds neither {spellings[0]} nor {spellings[1]}, nor pictures: name a folder of "
+        "IDX files, or one with pictures as SPLIT/LABEL/*.png or .jpg"
     )
 
 

@@ -1,21 +1,17 @@
 """Turning a picture of a digit, from a camera, scanner or drawing program, into an MNIST image."""
 
 import os
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
+from jax_mnist.data.picture_files import PictureError as PictureError  # re-exported
+from jax_mnist.data.picture_files import read_grey
+
 SIDE, BOX, CENTRE = 28, 20, 14  # of MNIST: image size, size of the digit, its centre; in pixels
-_MAX_SIDE = 1000  # larger pictures are reduced to this many pixels a side: more only takes time
 _MIN_CONTRAST = 0.1  # between ink and paper, as a fraction of that between black and white
-_DITHER_SIGMA = 0.01  # smooths black and white dots into grey; a fraction of the shorter side
 _MIN_PART = 0.05  # smaller connected parts are dirt; a fraction of the largest part's pixels
-
-
-class PictureError(ValueError):
-    """A file that is not a picture of a digit; the message is one line."""
 
 
 def read(path: str | os.PathLike[str]) -> np.ndarray:
@@ -27,17 +23,11 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
       PictureError: The file cannot be read, is not a picture, or shows no digit.
     """
+    grey = read_grey(path)
     try:
-        return centre(_read_grey(path))
-    except OSError as error:
-        reason = error.strerror or "not a PNG or JPEG picture, or a damaged one"
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = f"too large: {error}"
+        return centre(grey)
     except PictureError as error:
-        reason = str(error)
-    except (ValueError, SyntaxError, ArithmeticError) as error:  # from Pillow, for damaged files
-        reason = f"a damaged picture ({error})"
-    raise PictureError(f"{os.fspath(path)!r}: {reason}")
+        raise PictureError(f"{os.fspath(path)!r}: {error}") from None
 
 
 def centre(grey: np.ndarray) -> np.ndarray:
@@ -60,39 +50,6 @@ def centre(grey: np.ndarray) -> np.ndarray:
     """
     ink = _ink(grey)
     return _place(_fit_to_box(_cut_out(ink, _otsu_threshold(ink))))
-
-
-def _read_grey(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a picture file as grey levels, at most `_MAX_SIDE` pixels a side."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-            picture.draft("L", (_MAX_SIDE, _MAX_SIDE))
-            picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.BOX)
-            return _grey_levels(_upright(picture))
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turns a picture as its EXIF data say; damaged EXIF data are ignored."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # Pillow's EXIF parser raises many kinds
-        return picture
-
-
-def _grey_levels(picture: Image.Image) -> np.ndarray:
-    """Returns grey levels in [0, 1]; transparent pixels contrast with the opaque ones."""
-    if picture.mode.startswith(("I", "F")):  # 16 or 32 bits
-        levels = np.asarray(picture, np.float64)
-        return levels / max(levels.max(), 65535 if picture.mode.startswith("I") else 1)
-    if picture.mode == "1":  # it may be dithered
-        levels = np.asarray(picture, np.float64)
-        return np.asarray(ndimage.gaussian_filter(levels, _DITHER_SIGMA * min(levels.shape)))
-    layers = np.asarray(picture.convert("LA"), np.float64) / 255
-    grey, alpha = layers[..., 0], layers[..., 1]
-    opaque = grey[alpha > 0.5]
-    paper = 1.0 if opaque.size and opaque.mean() < 0.5 else 0.0
-    return alpha * grey + (1 - alpha) * paper if alpha.min() < 1 else grey
 
 
 def _ink(grey: np.ndarray) -> np.ndarray:

@@ -30,6 +30,16 @@ class TrainedNetwork(NamedTuple):
     model: CNN
     variables: dict[str, Any]
 
+    @property
+    def normalization(self) -> augment.Normalization:
+        """The mean and standard deviation of the pixels, as in training."""
+        return augment.Normalization(**self.records[0]["normalization"])
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the network was trained on transposed images, as those of EMNIST are."""
+        return bool(self.records[0]["config"].get("dataset") == "emnist/digits")
+
 
 def load(workdir: str | os.PathLike[str]) -> TrainedNetwork:
     """Loads the trained network of a finished run.
@@ -81,6 +91,7 @@ def predict(network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
     Returns:
       float32 `[batch, 10]`, the mean of the replicas' probabilities.
     """
-    normalization = augment.Normalization(**network.records[0]["normalization"])
-    logits = evaluation.predict(network.model, network.variables, images[..., None], normalization)
+    logits = evaluation.predict(
+        network.model, network.variables, images[..., None], network.normalization
+    )
     return np.asarray(jax.nn.softmax(logits).mean(0))

@@ -156,7 +156,7 @@ def test_damaged_cache_is_rebuilt_from_the_tfds_directory(prepared, caplog):
     caplog.clear()
     prepared.check()
     assert [r.getMessage() for r in caplog.records] == [
-        f"{prepared.cache} is damaged and will be rewritten"
+        f"{prepared.cache} is damaged or out of date and will be rewritten"
     ]
     with np.load(prepared.cache) as rebuilt, np.load(io.BytesIO(good)) as original:
         assert dict(rebuilt).keys() == dict(original).keys()

@@ -1,20 +1,24 @@
-"""The exported file gives the probabilities of the network, with nothing but JAX."""
+"""Exported files give the probabilities of the network, in JAX alone and in PyTorch."""
 
+import json
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax.export
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from jax_mnist.inference import export
 from jax_mnist.inference.predict import load
-from jax_mnist.training.augment import MNIST, Normalization
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "inference.md").read_text()
 TEN_LINES = PAGE[PAGE.index("import jax.export") :].partition("```")[0]
+IN_PYTORCH = PAGE[PAGE.index("import json, numpy, torch") :].partition("```")[0]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def test_the_documented_lines_need_nothing_but_jax(exported_file, images, record
     others = ("jax_mnist", "flax", "optax", "ml_collections", "tensorflow_datasets")
     program = f"import sys\nfor name in {others}: sys.modules[name] = None\n" + TEN_LINES
     program = program.replace("my_digits.npy", "images.npy")
-    program = program.replace("gbn.jaxexport", str(exported_file))
+    program = program.replace("runs/gbn/network.jaxexport", str(exported_file))
     program += "\nnp.save('out.npy', probabilities)\n"
     environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True, env=environment)
@@ -53,12 +57,54 @@ def test_the_function_takes_any_batch_size_on_the_platforms_it_names(
 
 def test_the_constants_of_another_data_set_are_exported_with_the_network(run, images):
     network = load(run / "seed-0")
+    (record,) = network.records
     # Half of both constants, for pixels of half the value, give the same normalised image.
-    halved = Normalization(MNIST.mean / 2, MNIST.std / 2)
+    halves = {key: value / 2 for key, value in record["normalization"].items()}
+    halved = network._replace(records=[record | {"normalization": halves}])
     whole, half = (
-        jax.export.deserialize(
-            bytearray(export.serialize(network.model, network.variables, constants))
-        ).call(levels)
-        for constants, levels in ((MNIST, images // 2 * 2), (halved, images // 2))
+        jax.export.deserialize(bytearray(export.to_jaxexport(exported))).call(levels)
+        for exported, levels in ((network, images // 2 * 2), (halved, images // 2))
     )
     np.testing.assert_allclose(whole, half, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["html", "safetensors"])
+def test_the_script_writes_other_formats_into_the_folder_of_the_run(run, scripts, tmp_path, kind):
+    folder = shutil.copytree(run, tmp_path / "runs" / "gbn")
+    script = ROOT / "scripts" / "export.py"
+    result = scripts.run(script, "runs/gbn", f"--format={kind}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    data = (folder / f"network.{kind}").read_bytes()
+    assert result.stdout == f"runs/gbn/network.{kind}: 2 replicas, {len(data):,} bytes\n"
+    assert data == export.FORMATS[kind](load(run))
+
+
+def test_tensors_are_named_and_shaped_as_in_pytorch(run):
+    network = load(run)
+    data = export.to_safetensors(network)
+    tensors = safetensors.load(data)
+    assert sum(array.size for name, array in tensors.items() if "running" not in name) == 2 * 8546
+    kernel = network.variables["params"]["conv2"]["kernel"]
+    assert tensors["conv2.weight"].shape == (2, 16, 10, 3, 3)
+    np.testing.assert_array_equal(tensors["conv2.weight"][1, 5, 3], kernel[1, :, :, 3, 5])
+    for name, kind, key in (("running_var", "batch_stats", "var"), ("weight", "params", "scale")):
+        expected = network.variables[kind]["norm5"][key]
+        np.testing.assert_array_equal(tensors[f"norm5.{name}"], expected)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    about = json.loads(header["__metadata__"]["network"])
+    assert about["seeds"] == [0, 1] and about["layers"][2]["then"][-1] == "max-pool 2x2"
+
+
+def test_the_documented_lines_give_the_probabilities_in_pytorch(run, images, recorded, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "network.safetensors").write_bytes(export.to_safetensors(load(run)))
+    np.save(tmp_path / "my_digits.npy", images)
+    program = IN_PYTORCH.replace("runs/gbn/", "")
+    program += "\nnumpy.save('out.npy', logits.softmax(1).detach().numpy())\n"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), recorded[0], atol=1e-5)
+
+
+def test_the_packaged_files_of_the_page_are_named_in_pyproject():
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "inference/web/*" in packaged["package-data"]["jax_mnist"]
