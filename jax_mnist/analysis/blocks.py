@@ -14,8 +14,7 @@ class Table(NamedTuple):
     Attributes:
       columns: The heading of each column.
       rows: The cells of each row.
-      main: How many columns a narrow screen shows in the first line of a row; the others follow
-        below it, each after its heading.
+      main: How many columns a narrow screen shows; the others follow in a line below each row.
       marked: The numbers of the rows that are marked.
       pictures: For each row HTML that the page shows in a last column; texts in it are escaped.
     """

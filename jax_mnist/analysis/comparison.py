@@ -81,7 +81,7 @@ class Comparison:
             for variant in (name, self.baseline)
         )
         own = [f for f in self.varied if name == self.baseline or values.get(f) != base.get(f)]
-        text = ", ".join(f"{field_name(f)} {_value(values.get(f))}" for f in own)
+        text = ", ".join(_setting(f, values.get(f)) for f in own)
         return f"baseline: {text}" if name == self.baseline and text else text
 
 
@@ -91,8 +91,11 @@ def field_name(field: str) -> str:
     return known.get(field) or escape(field.replace("_", " "))
 
 
-def _value(value: Any) -> str:
-    return escape(f"{value:g}" if isinstance(value, float) else value)
+def _setting(field: str, value: Any) -> str:
+    """A value and its field, such as `ghost normalisation` or `L2 decay 0.0005`; Markdown."""
+    if isinstance(value, str):
+        return f"{escape(value)} {field_name(field)}"
+    return f"{field_name(field)} {escape(f'{value:g}' if isinstance(value, float) else value)}"
 
 
 def _data_name(config: Mapping[str, Any]) -> str:

@@ -34,20 +34,25 @@ def curves(study: Comparison, metric: drawing.Metric) -> str:
             f"single runs reach from {metric.mean_text(max(heights))} to "
             f"{metric.mean_text(min(heights))}.</p></details>"
         )
-    boxes = "".join(
+    above = boxes(study) if metric is drawing.ACCURACY and len(panels) > 1 else ""
+    return (
+        f"{above}<h3>{metric.name.capitalize()} over the epochs</h3>"
+        f'<div class="panels">{"".join(panels)}</div>'
+        f'<p class="legend">{escape(metric.label.capitalize())}. <span class="mean">Blue</span>: '
+        "mean over seeds, with its last value, and 95 % interval; "
+        "grey: means of the other variants. A panel opens large when "
+        "it is tapped.</p>"
+    )
+
+
+def boxes(study: Comparison) -> str:
+    """Returns a box for each variant, which hides it in all curves."""
+    labels = "".join(
         f'<label><input type="checkbox" checked autocomplete="off" data-variant="{number}"> '
         f"{escape(name)}</label>"
         for number, name in enumerate(study.variants)
     )
-    return (
-        f"<h3>{metric.name.capitalize()} over the epochs</h3>"
-        f'<fieldset class="scripted" hidden><legend>Variants in the curves</legend>{boxes}'
-        f'</fieldset><div class="panels">{"".join(panels)}</div>'
-        f'<p class="legend">{escape(metric.label.capitalize())}. <span class="mean">Blue</span>: '
-        "mean over seeds, with its last value, and 95 % interval; "
-        '<span class="others">grey</span>: means of the other variants. A panel opens large when '
-        "it is tapped.</p>"
-    )
+    return f'<fieldset class="scripted" hidden><legend>Curves of</legend>{labels}</fieldset>'
 
 
 def intervals(effects: Mapping[str, Estimate]) -> list[str]:
@@ -65,6 +70,14 @@ def intervals(effects: Mapping[str, Estimate]) -> list[str]:
         )
 
     return [drawn(effect) for effect in effects.values()]
+
+
+def intervals_legend() -> str:
+    """Returns what `intervals` draws, in words."""
+    return (
+        '<p class="legend">Drawn are each difference and its 95 % interval; the vertical line is '
+        f"no difference, and a filled dot has p below {LEVEL}.</p>"
+    )
 
 
 def hardest(study: Comparison, images: Sequence[HardImage]) -> str:

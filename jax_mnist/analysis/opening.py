@@ -10,6 +10,7 @@ from jax_mnist.analysis.statistics import LEVEL, Estimate
 
 MAX_NAMES = 3  # in a title
 MAX_FIELDS = 4
+MAX_INTERVALS = 2
 
 
 def title(study: Comparison) -> str:
@@ -60,7 +61,7 @@ def _differences(study: Comparison, quote: Quote) -> list[str]:
     shown = {name: effect for name, effect in effects.items() if effect.p < LEVEL}
     level = f"{100 - 100 * LEVEL:.0f} % confidence"
     if len(effects) > 1:
-        level += f", corrected for {count(len(effects), 'comparison')}"
+        level += f" after Holm's correction for {count(len(effects), 'comparison')}"
     sentences = []
     for what, sign in (("more", 1), ("less", -1)):
         if some := {name: effect for name, effect in shown.items() if sign * effect.mean > 0}:
@@ -86,17 +87,21 @@ def _differences(study: Comparison, quote: Quote) -> list[str]:
 
 
 def _effects(effects: Mapping[str, Estimate], quote: Quote) -> str:
+    """Names variants with their differences, largest first; of a few with the intervals too."""
     texts: list[str] = []
     for name, effect in sorted(effects.items(), key=lambda item: -abs(item[1].mean)):
-        unit = ", " if texts else " percentage points, 95 % interval "
-        texts.append(f"{quote(name)} ({signed(effect.mean)}{unit}{interval(effect, signed)})")
+        text = signed(effect.mean) + " percentage points" * (not texts)
+        if len(effects) <= MAX_INTERVALS:
+            text += f", 95 % interval {interval(effect, signed)}"
+        texts.append(f"{quote(name)} ({text})")
     return listing(texts)
 
 
 def _claims(study: Comparison) -> str:
     found = [verdict.verdict for verdict in claims.judge(study.all_variants)]
-    counts = {verdict: found.count(verdict) for verdict in dict.fromkeys(found)}
     parts = [
-        f"{number} {'are' if number > 1 else 'is'} {verdict}" for verdict, number in counts.items()
+        f"{found.count(verdict)} {'are' if found.count(verdict) > 1 else 'is'} {verdict}"
+        for verdict in ("supported", "contradicted", "undecided", "not in this study")
+        if verdict in found
     ]
     return f"Of the {len(found)} claims of the original, {listing(parts)}."

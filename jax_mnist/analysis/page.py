@@ -12,6 +12,7 @@ import markdown
 from jax_mnist.analysis.blocks import Block, Choices, Command, Picture, Table
 
 _FILES = resources.files("jax_mnist.analysis")
+MAX_UNBROKEN = 24  # characters of a cell that stay in one line
 _PARSER = markdown.Markdown(extensions=["toc"])  # which gives headings their identifiers
 
 
@@ -73,24 +74,29 @@ def _cell(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-    heads = [_cell(column) for column in table.columns]
-    labels = [html.escape(html.unescape(re.sub("<[^>]*>", "", head))) for head in heads]
+    def line(tag: str, cells: Sequence[str], kind: str) -> str:
+        written = []
+        for number, cell in enumerate(cells):
+            kinds = ["more"] * (number >= table.main) + ["short"] * (len(cell) <= MAX_UNBROKEN)
+            written.append(f'<{tag} class="{" ".join(kinds)}">{cell}</{tag}>')
+        return f'<tr class="{kind}">{"".join(written)}</tr>'
 
-    def cell(number: int, text: str) -> str:
-        if number < table.main:
-            return f"<td>{_cell(text)}</td>"
-        kind = "more" if text else "more empty"
-        return f'<td class="{kind}" data-label="{labels[number]}">{_cell(text)}</td>'
-
-    rows = []
+    columns = [*map(_cell, table.columns), *[""] * bool(table.pictures)]
+    lines = []
     for number, row in enumerate(table.rows):
-        cells = "".join(cell(column, text) for column, text in enumerate(row))
-        picture = f"<td>{table.pictures[number]}</td>" if table.pictures else ""
-        mark = ' class="best"' if number in table.marked else ""
-        rows.append(f"<tr{mark}>{cells}{picture}</tr>")
-    head = "".join(f"<th>{head}</th>" for head in heads) + "<th></th>" * bool(table.pictures)
-    body = "\n".join(rows)
+        mark = " best" * (number in table.marked)
+        cells = [*map(_cell, row), *table.pictures[number : number + 1]]
+        lines.append(line("td", cells, f"row{mark}"))
+        below = [
+            f"{column}: {cell}" if column else cell
+            for column, cell in list(zip(columns, cells, strict=True))[table.main :]
+            if cell
+        ]
+        if below:
+            cell = f'<td colspan="{table.main}">{" · ".join(below)}</td>'
+            lines.append(f'<tr class="below{mark}">{cell}</tr>')
+    head, body = line("th", columns, "head"), "\n".join(lines)
     return (
-        f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
+        f'<div class="table"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n'
         "</table></div>"
     )

@@ -29,14 +29,14 @@ def summary(study: Comparison) -> str:
             means = [sum(map(measure, kept)) / len(kept) for measure in (run.errors, run.seconds)]
             cells = [f"{accuracy.mean:.3f}", interval(accuracy)]
             cells += [f"{means[0]:.1f}", f"{means[1]:.0f}"]
-        rows.append([shorten(name, 24), *cells, f"{len(runs) - len(kept)} of {len(runs)}"])
+        rows.append([shorten(name, 22), *cells, f"{len(runs) - len(kept)} of {len(runs)}"])
     parts = [_aligned(rows if study.diverged else [row[:-1] for row in rows])]
     if study.effects:
         baseline = shorten(study.baseline, 16)
         rows = [["variant", f"difference to {baseline}, pp", "95 % interval", "p"]]
         for name, effect in study.effects.items():
             numbers = [signed(effect.mean), interval(effect, signed), p_value(effect.p)]
-            rows.append([shorten(name, 24), *numbers])
+            rows.append([shorten(name, 22), *numbers])
         parts.append(_aligned(rows))
     parts.append(textwrap.fill(opening.answer(study, str), _WIDTH))
     return "\n\n".join(parts)

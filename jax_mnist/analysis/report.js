@@ -2,14 +2,10 @@
 
 for (const element of document.querySelectorAll(".scripted")) element.hidden = false;
 
-// A box hides a variant in all curves, and the other boxes of the variant follow.
 for (const box of document.querySelectorAll("[data-variant]")) {
   box.addEventListener("change", () => {
-    const number = box.dataset.variant;
-    for (const element of document.querySelectorAll(`.variant-${number}`))
+    for (const element of document.querySelectorAll(`.variant-${box.dataset.variant}`))
       element.classList.toggle("off", !box.checked);
-    for (const other of document.querySelectorAll(`[data-variant="${number}"]`))
-      other.checked = box.checked;
   });
 }
 

@@ -56,7 +56,7 @@ def warnings(study: Comparison) -> list[Block]:
 def results(study: Comparison) -> list[Block]:
     """The accuracy of each variant, and its curves."""
     epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
-    columns = ["variant", "accuracy, %", "95 % interval", "differs in", "errors", "best seed"]
+    columns = ["variant", "accuracy, %", "95 % interval", "description", "errors", "best seed"]
     columns += ["worst seed", *["spread, pp", "largest drop, pp"] * (epochs > 1), "seconds"]
     rows = []
     for name, runs in study.all_variants.items():
@@ -131,7 +131,7 @@ def differences(study: Comparison) -> list[Block]:
         blocks = [
             "## Differences",
             Choices("Baseline", {name: chosen for name, chosen in choices.items() if chosen}),
-            Picture("differences.png", text, lambda: ""),
+            Picture("differences.png", text, interactive.intervals_legend),
         ]
     missing = [code(n) for n in study.variants if n != study.baseline and n not in study.effects]
     if missing:
