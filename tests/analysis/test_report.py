@@ -111,7 +111,7 @@ def test_diverged_runs_are_named_and_left_out(written):
         row = [*cells(expected, f"`{name}`"), number]
         row[3] = cells(results, f"`{name}`")[3]  # the epochs of the config differ
         assert cells(results, f"`{name}`") == row
-    assert cells(results, "`worse`") == ["`worse`", *[""] * 9, "2 of 2"]
+    assert cells(results, "`worse`") == ["`worse`", "", "", "epochs 1", *[""] * 6, "2 of 2"]
     assert "Runs that diverged count in claims about variants" in text
     with pytest.raises(ValueError, match="every run diverged"):
         report.text(bad)

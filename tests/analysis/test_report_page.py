@@ -106,7 +106,7 @@ def test_the_command_is_copied_as_it_was(browser, written):
     path = written.folder / "report.html"
     with opened(browser, path, permissions=["clipboard-read", "clipboard-write"]) as page:
         page.get_by_role("button", name="Copy").click()
-        assert page.get_by_role("button", name="Copied").is_visible()
+        page.get_by_role("button", name="Copied").wait_for()
         assert page.evaluate("navigator.clipboard.readText()") == written.command
 
 
