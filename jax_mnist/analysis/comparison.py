@@ -103,3 +103,22 @@ def _data_name(config: Mapping[str, Any]) -> str:
     if name in CATALOGUE:  # FashionMNIST is known as Fashion-MNIST
         return re.sub("(?<=[a-z])(?=[A-Z])", "-", CATALOGUE[name].builder)
     return Path(name).name
+
+
+def machines(records: Sequence[Record]) -> list[str]:
+    """Names each kind of machine that runs were made on, once; Markdown."""
+    found = []
+    for device in (record["device"] for record in records):
+        platform = "" if device["kind"] == device["platform"] else f" ({code(device['platform'])})"
+        number = f"{device['count']} times " if device["count"] > 1 else ""
+        found.append(f"{number}{code(device['kind'])}{platform}")
+    return list(dict.fromkeys(found))
+
+
+def versions(records: Sequence[Record]) -> list[str]:
+    """Names each package with its version, or with all that runs had; Markdown."""
+    found: dict[str, dict[str, None]] = {}  # of each package, in their order
+    for record in records:
+        for package, version in record["packages"].items():
+            found.setdefault(package, {})[version] = None
+    return [code(f"{package} {' or '.join(several)}") for package, several in found.items()]

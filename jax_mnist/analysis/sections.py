@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from jax_mnist.analysis import claims, drawing, interactive, mistakes, run, statistics
 from jax_mnist.analysis.blocks import Block, Choices, Picture, Table
-from jax_mnist.analysis.comparison import Comparison
+from jax_mnist.analysis.comparison import Comparison, machines, versions
 from jax_mnist.analysis.markup import (
     code,
     count,
@@ -56,16 +56,22 @@ def warnings(study: Comparison) -> list[Block]:
 def results(study: Comparison) -> list[Block]:
     """The accuracy of each variant, and its curves."""
     epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
-    columns = ["variant", "accuracy, %", "95 % interval", "description", "errors", "best seed"]
-    columns += ["worst seed", *["spread, pp", "largest drop, pp"] * (epochs > 1), "seconds"]
+    columns = ["variant", "accuracy, %", "95 % interval", *["description"] * bool(study.varied)]
+    columns += [
+        "errors",
+        "best seed",
+        "worst seed",
+        *["spread, pp", "largest drop, pp"] * (epochs > 1),
+        "seconds",
+    ]
     rows = []
     for name, runs in study.all_variants.items():
         kept = list(study.variants.get(name, {}).values())
         lost = f"{len(runs) - len(kept)} of {len(runs)}"
-        cells = [""] * (len(columns) - 1)
+        cells = [""] * (len(columns) - 1 - bool(study.varied))
         if kept:
             cells = _result_cells(kept, study.accuracies[name], epochs)
-        cells[2] = study.description(name)
+        cells[2:2] = [study.description(name)] * bool(study.varied)
         best = name in study.best
         cells[0] = f"**{cells[0]}**" if best else cells[0]
         first = f"**{code(name)}** (best)" if best else code(name)
@@ -94,7 +100,7 @@ def _result_cells(runs: Sequence[Record], accuracy: Estimate, epochs: int) -> li
     finals = [run.final_accuracy(record) for record in runs]
     stability = [f"{mean(run.spread):.3f}", f"{mean(run.largest_drop):.2f}"] * (epochs > 1)
     return [
-        *(f"{accuracy.mean:.3f}", interval(accuracy), "", f"{mean(run.errors):.1f}"),
+        *(f"{accuracy.mean:.3f}", interval(accuracy), f"{mean(run.errors):.1f}"),
         *(f"{max(finals):.2f}", f"{min(finals):.2f}", *stability, f"{mean(run.seconds):.0f}"),
     ]
 
@@ -225,25 +231,9 @@ def made(study: Comparison) -> list[Block]:
     return [
         "## What was run",
         f"All runs have in common: {', '.join(map(code, common))}.",
-        f"They were made on {listing(_machines(study))}, with {', '.join(_versions(study))}.",
+        f"They were made on {listing(machines(study.all_records))}, with "
+        f"{', '.join(versions(study.all_records))}.",
     ]
-
-
-def _machines(study: Comparison) -> list[str]:
-    machines = []
-    for device in (record["device"] for record in study.all_records):
-        platform = "" if device["kind"] == device["platform"] else f" ({code(device['platform'])})"
-        number = f"{device['count']} times " if device["count"] > 1 else ""
-        machines.append(f"{number}{code(device['kind'])}{platform}")
-    return list(dict.fromkeys(machines))
-
-
-def _versions(study: Comparison) -> list[str]:
-    versions: dict[str, dict[str, None]] = {}  # of each package, in their order
-    for record in study.all_records:
-        for package, version in record["packages"].items():
-            versions.setdefault(package, {})[version] = None
-    return [code(f"{package} {' or '.join(found)}") for package, found in versions.items()]
 
 
 Section = Callable[[Comparison], list[Block]]

@@ -39,8 +39,8 @@ def test_the_tables_have_the_numbers(written):
         row = cells(results, f"**`{name}`** (best)" if best else f"`{name}`")
         assert row[1] == (f"**{mean:.3f}**" if best else f"{mean:.3f}")
         assert row[2] == interval(estimate)
-        assert row[4:7] == ["6.0", f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"]
-        assert row[9] == "38"  # three epochs of 12.5 s
+        assert row[-6:-3] == ["6.0", f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"]
+        assert row[-1] == "38"  # three epochs of 12.5 s
     found = statistics.differences(variants, final_accuracy, list(variants)[1:], "bn")["l2"]
     row = cells(differences.partition("## Claims")[0], "`l2`")
     assert row[1:3] == [f"{found.mean:+.3f}", p_value(found.p)]
@@ -108,9 +108,9 @@ def test_diverged_runs_are_named_and_left_out(written):
     results = text.partition("## Differences")[0]
     expected = (written[0] / "report.md").read_text().partition("## Differences")[0]
     for name, number in {"bn": "0 of 3", "l2": "1 of 4"}.items():
-        row = [*cells(expected, f"`{name}`"), number]
-        row[3] = cells(results, f"`{name}`")[3]  # the epochs of the config differ
-        assert cells(results, f"`{name}`") == row
+        found = cells(results, f"`{name}`")
+        del found[3]  # the description: the epochs of the configs differ
+        assert found == [*cells(expected, f"`{name}`"), number]
     assert cells(results, "`worse`") == ["`worse`", "", "", "epochs 1", *[""] * 6, "2 of 2"]
     assert "Runs that diverged count in claims about variants" in text
     with pytest.raises(ValueError, match="every run diverged"):

@@ -12,6 +12,8 @@ from jax_mnist.analysis.run import final_accuracy
 
 SCREENS = tuple(itertools.product((1280, 390), ("light", "dark")))
 
+two_screens = pytest.mark.parametrize("page", [SCREENS[0], SCREENS[3]], indirect=True)
+
 
 @pytest.fixture(params=SCREENS, ids=lambda screen: "{}-{}".format(*screen))
 def page(request, browser, written):
@@ -49,6 +51,7 @@ def test_everything_fits_into_the_screen(page):
     assert below.count() == 8 and below.first.is_visible() == (width == 390)
 
 
+@pytest.mark.parametrize("page", [SCREENS[0], SCREENS[1]], indirect=True)
 def test_figures_have_the_colours_of_the_page(page):
     def luminance(selector, key):
         colour = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{key}")
@@ -60,6 +63,7 @@ def test_figures_have_the_colours_of_the_page(page):
     assert abs(luminance(".panels svg path[style*=accent]", "stroke") - back) > 60
 
 
+@two_screens
 def test_a_chosen_baseline_shows_the_numbers_of_python(page, written):
     for baseline in ("bn", "gbn_l2"):
         if baseline != "bn":
@@ -73,6 +77,7 @@ def test_a_chosen_baseline_shows_the_numbers_of_python(page, written):
         assert heading.text_content() == f"difference to {baseline}, pp"
 
 
+@two_screens
 def test_a_box_hides_a_variant_in_all_curves(page):
     curves = page.locator(".variant-2")  # its panels, and its line in the panels of the others
     assert curves.count() == 2 + 2 * 8
@@ -86,6 +91,7 @@ def test_a_box_hides_a_variant_in_all_curves(page):
     assert panel.is_visible() and page.locator(".panel:visible").count() == 16
 
 
+@two_screens
 def test_figures_open_large_by_click_and_by_key(page):
     for selector, open_it in ((".panel", "click"), (".hardest details", "Enter")):
         figure = page.locator(selector).nth(1)
