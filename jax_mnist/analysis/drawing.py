@@ -39,6 +39,7 @@ COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 class Metric(NamedTuple):
     """A validation metric over epochs, drawn on a logarithmic axis."""
 
+    name: str
     title: str
     label: str
     key: str  # in a record's metrics
@@ -60,6 +61,7 @@ def _finite_loss(record: Record) -> np.ndarray:
 
 
 ACCURACY = Metric(
+    name="accuracy",
     title="Validation accuracy",
     label="accuracy (%), stretched towards 100",
     key="validation_accuracy",
@@ -69,7 +71,7 @@ ACCURACY = Metric(
     run_text=lambda accuracy: f"{100 * accuracy:.2f} %",
 )
 LOSS = Metric(
-    *("Validation loss", "cross-entropy (logarithmic)", "validation_loss", _finite_loss),
+    *("loss", "Validation loss", "cross-entropy (logarithmic)", "validation_loss", _finite_loss),
     *("{:.6g}".format, "{:.4f}".format, "{:.4f}".format),
 )
 

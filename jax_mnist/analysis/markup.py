@@ -1,17 +1,11 @@
-"""Building blocks of Markdown: tables, texts that may come from strangers, numbers."""
+"""Pieces of Markdown: texts that may come from strangers, numbers, lists of words."""
 
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from jax_mnist.analysis.statistics import Estimate
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; the cells are Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape(text: object) -> str:
@@ -46,3 +40,13 @@ def integers(values: Sequence[int]) -> str:
     if len(values) > 2 and list(values) == list(range(values[0], values[-1] + 1)):
         return f"{values[0]} to {values[-1]}"
     return ", ".join(map(str, values))
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number and a regular noun, as `1 run` or `2,000 runs`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listing(items: Sequence[str]) -> str:
+    """Returns one or more items as an English list: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

@@ -1,5 +1,6 @@
 """Which images and which classes many runs get wrong."""
 
+import collections
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,13 +12,23 @@ from jax_mnist.runs.history import Record
 
 
 class HardImage(NamedTuple):
-    """A validation image that runs get wrong."""
+    """A validation image that runs get wrong.
 
-    image: np.ndarray  # uint8 [28, 28]
-    label: int  # the true class
-    prediction: int  # the most frequent wrong class
-    votes: int  # the number of runs that get it wrong
-    position: int  # in the validation set
+    Attributes:
+      image: uint8 [28, 28].
+      label: The true class.
+      prediction: The most frequent wrong class.
+      votes: How many runs get it wrong.
+      position: In the validation set.
+      by_variant: For each variant that gets it wrong, how many runs predict which wrong class.
+    """
+
+    image: np.ndarray
+    label: int
+    prediction: int
+    votes: int
+    position: int
+    by_variant: dict[str, dict[int, int]]
 
 
 class Confusion(NamedTuple):
@@ -48,10 +59,22 @@ def hardest(records: Sequence[Record], count: int) -> list[HardImage]:
             prediction=int(np.bincount(predictions[wrong[:, i], i]).argmax()),
             votes=int(votes[i]),
             position=i,
+            by_variant=_by_variant(records, i),
         )
         for i in np.argsort(-votes, kind="stable")[:count].tolist()
         if votes[i]
     ]
+
+
+def _by_variant(records: Sequence[Record], position: int) -> dict[str, dict[int, int]]:
+    counts: dict[str, collections.Counter[int]] = {}
+    for record in records:
+        label, prediction = (
+            int(record["predictions"][key][position]) for key in ("label", "prediction")
+        )
+        if prediction != label:
+            counts.setdefault(record["name"], collections.Counter())[prediction] += 1
+    return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
 
 def confusions(records: Sequence[Record]) -> list[Confusion]:

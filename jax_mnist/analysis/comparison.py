@@ -1,0 +1,124 @@
+"""What the parts of a report need of a study: its runs, its data and its differences."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax_mnist.analysis import claims, run, statistics
+from jax_mnist.analysis.markup import code, escape
+from jax_mnist.analysis.statistics import Estimate
+from jax_mnist.config import NO_EFFECT
+from jax_mnist.data.catalogue import CATALOGUE
+from jax_mnist.runs.history import Record
+
+Quote = Callable[[str], str]  # how a name is written: `code` in Markdown, `str` in plain text
+
+BASELINE = "bn"  # what the others are compared with, if the study has it
+
+
+class Comparison:
+    """A study of one or more variants; `all_...` includes the runs that diverged.
+
+    Attributes:
+      baseline: The variant that the others are compared with: `BASELINE` or else the first.
+      accuracies: The mean final accuracy of each variant and its interval, in percent.
+      best: The variants with the highest mean accuracy; empty if there is nothing to compare.
+      effects: The paired differences of the others to the baseline, in percentage points.
+      data: The name of the data set, or of several.
+      splits: The validation splits, which hold the same images.
+      varied: The fields of the config in which the variants differ.
+      of_original: Whether all variants of the original are there, on its data.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.all_variants = statistics.by_variant(records)
+        self.variants = statistics.without_diverged(self.all_variants)
+        if not self.variants:
+            raise ValueError("every run diverged: lower the learning rate or the decay")
+        self.all_records, self.records = (
+            [record for runs in variants.values() for record in runs.values()]
+            for variants in (self.all_variants, self.variants)
+        )
+        self.diverged = len(self.records) < len(self.all_records)
+        self.baseline = BASELINE if BASELINE in self.variants else next(iter(self.variants))
+        self.accuracies = {
+            name: statistics.mean_interval([run.final_accuracy(r) for r in runs.values()])
+            for name, runs in self.variants.items()
+        }
+        highest = max(accuracy.mean for accuracy in self.accuracies.values())
+        several = len(self.variants) > 1
+        self.best = [n for n, a in self.accuracies.items() if several and a.mean == highest]
+        self.effects = self.differences(self.baseline)
+
+        configs = [record["config"] for record in self.all_records]
+        fields = [f for f in configs[0] if f not in ("name", "seed", "replicas", *NO_EFFECT)]
+        self.varied = [f for f in fields if any(c.get(f) != configs[0][f] for c in configs)]
+        self.common = {f: configs[0][f] for f in fields if f not in self.varied}
+        self.data = " and ".join(dict.fromkeys(_data_name(config) for config in configs))
+        self.splits = sorted({str(config.get("validation_split", "test")) for config in configs})
+        self.of_original = self.data == "MNIST" and self.all_variants.keys() >= set(claims.ORIGINAL)
+
+    def images(self, quote: Quote = code) -> str:
+        """What the validation images are called: `test images`, or by the name of their split."""
+        if all(re.fullmatch(r"test(\[[^]+]*\])?", split) for split in self.splits):
+            return "test images"
+        return f"images of {' or '.join(map(quote, self.splits))}"
+
+    def counted_images(self, quote: Quote = code) -> str:
+        """The number of images and what they are called."""
+        return f"{len(self.records[0]['predictions']['label']):,} {self.images(quote)}"
+
+    def differences(self, baseline: str) -> dict[str, Estimate]:
+        """The paired differences in accuracy of all other variants to a baseline."""
+        others = [name for name in self.variants if name != baseline]
+        return statistics.differences(self.variants, run.final_accuracy, others, baseline)
+
+    def description(self, name: str) -> str:
+        """What distinguishes a variant from the baseline, or the baseline's values; Markdown."""
+        values, base = (
+            next(iter(self.all_variants[variant].values()))["config"]
+            for variant in (name, self.baseline)
+        )
+        own = [f for f in self.varied if name == self.baseline or values.get(f) != base.get(f)]
+        text = ", ".join(_setting(f, values.get(f)) for f in own)
+        return f"baseline: {text}" if name == self.baseline and text else text
+
+
+def field_name(field: str) -> str:
+    """Returns a field of a config as words; Markdown."""
+    known = {"l1": "L1 decay", "l2": "L2 decay", "norm": "normalisation"}
+    return known.get(field) or escape(field.replace("_", " "))
+
+
+def _setting(field: str, value: Any) -> str:
+    """A value and its field, such as `ghost normalisation` or `L2 decay 0.0005`; Markdown."""
+    if isinstance(value, str):
+        return f"{escape(value)} {field_name(field)}"
+    return f"{field_name(field)} {escape(f'{value:g}' if isinstance(value, float) else value)}"
+
+
+def _data_name(config: Mapping[str, Any]) -> str:
+    name = str(config.get("dataset", "mnist"))
+    if name in CATALOGUE:  # FashionMNIST is known as Fashion-MNIST
+        return re.sub("(?<=[a-z])(?=[A-Z])", "-", CATALOGUE[name].builder)
+    return Path(name).name
+
+
+def machines(records: Sequence[Record]) -> list[str]:
+    """Names each kind of machine that runs were made on, once; Markdown."""
+    found = []
+    for device in (record["device"] for record in records):
+        platform = "" if device["kind"] == device["platform"] else f" ({code(device['platform'])})"
+        number = f"{device['count']} times " if device["count"] > 1 else ""
+        found.append(f"{number}{code(device['kind'])}{platform}")
+    return list(dict.fromkeys(found))
+
+
+def versions(records: Sequence[Record]) -> list[str]:
+    """Names each package with its version, or with all that runs had; Markdown."""
+    found: dict[str, dict[str, None]] = {}  # of each package, in their order
+    for record in records:
+        for package, version in record["packages"].items():
+            found.setdefault(package, {})[version] = None
+    return [code(f"{package} {' or '.join(several)}") for package, several in found.items()]

@@ -1,0 +1,78 @@
+"""A study as plain text for a terminal, and its runs as CSV for other programs."""
+
+import csv
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+
+from jax_mnist.analysis import opening, run, statistics
+from jax_mnist.analysis.comparison import Comparison
+from jax_mnist.analysis.drawing import shorten
+from jax_mnist.analysis.markup import interval, p_value, signed
+from jax_mnist.runs import history
+from jax_mnist.runs.history import Record
+
+COLUMNS = ("variant", "seed", "accuracy_percent", "loss", "errors", "best_accuracy_percent",
+           "best_epoch", "diverged", "seconds")  # fmt: skip
+_WIDTH = 80
+
+
+def summary(study: Comparison) -> str:
+    """Returns the results, the differences and the answer, in lines of at most 80 characters."""
+    rows = [["variant", "accuracy, %", "95 % interval", "errors", "seconds", "diverged"]]
+    for name, runs in study.all_variants.items():
+        kept = list(study.variants.get(name, {}).values())
+        cells = [""] * 4
+        if kept:
+            accuracy = study.accuracies[name]
+            means = [sum(map(measure, kept)) / len(kept) for measure in (run.errors, run.seconds)]
+            cells = [f"{accuracy.mean:.3f}", interval(accuracy)]
+            cells += [f"{means[0]:.1f}", f"{means[1]:.0f}"]
+        rows.append([shorten(name, 22), *cells, f"{len(runs) - len(kept)} of {len(runs)}"])
+    parts = [_aligned(rows if study.diverged else [row[:-1] for row in rows])]
+    if study.effects:
+        baseline = shorten(study.baseline, 16)
+        rows = [["variant", f"difference to {baseline}, pp", "95 % interval", "p"]]
+        for name, effect in study.effects.items():
+            numbers = [signed(effect.mean), interval(effect, signed), p_value(effect.p)]
+            rows.append([shorten(name, 22), *numbers])
+        parts.append(_aligned(rows))
+    parts.append(textwrap.fill(opening.answer(study, str), _WIDTH))
+    return "\n\n".join(parts)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as lines, whose columns after the first are aligned at their right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])],
+        ).rstrip()
+        for row in rows
+    )
+
+
+def results_csv(records: Sequence[Record]) -> str:
+    """Returns one line of CSV for each run, after a line of `COLUMNS`.
+
+    A name that a spreadsheet could take for a formula begins with an apostrophe.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for runs in statistics.by_variant(records).values():
+        for record in runs.values():
+            name, best = record["name"], run.summary(record)
+            writer.writerow([
+                f"'{name}" if re.match(r"[=+\-@\t\r]", name) else name,
+                record["seed"],
+                f"{run.final_accuracy(record):.6g}",
+                f"{record['metrics']['validation_loss'][-1]:.6g}",
+                run.errors(record),
+                f"{100 * best.best_accuracy:.6g}",
+                best.best_epoch,
+                int(history.has_diverged(record)),
+                f"{run.seconds(record):.1f}",
+            ])  # fmt: skip
+    return buffer.getvalue()

@@ -1,0 +1,24 @@
+"""The report of a study with the original's eight variants, written once."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from records import study
+
+from jax_mnist.analysis import claims, report, statistics
+
+
+class Written(NamedTuple):
+    folder: Path
+    variants: statistics.Variants
+    command: str
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    records = study(names=claims.ORIGINAL)
+    command = "python scripts/study.py --seeds=3 --workdir='my <runs>'"
+    report.write(records, folder, command, note="It is a <short> study.")
+    return Written(folder, statistics.by_variant(records), command)
