@@ -43,7 +43,7 @@ class _Study:
         self.effects = statistics.differences(self.variants, run.final_accuracy, others, REFERENCE)
 
 
-def write(records: Sequence[Record], folder: PathLike, command: str = "") -> None:
+def write(records: Sequence[Record], folder: PathLike, command: str = "", note: str = "") -> None:
     """Writes `report.md`, `report.html` and the figures into a folder, each atomically.
 
     Args:
@@ -51,6 +51,7 @@ def write(records: Sequence[Record], folder: PathLike, command: str = "") -> Non
         Their names and other texts may come from strangers.
       folder: Where to write; it is created if it is missing.
       command: The command that made the records, which the report mentions.
+      note: A sentence that the report shows near its top.
 
     Raises:
       ValueError: Every run diverged, or the records cannot be compared (`statistics.by_variant`).
@@ -60,6 +61,9 @@ def write(records: Sequence[Record], folder: PathLike, command: str = "") -> Non
     for name, figure in _figures(study).items():
         plots.save(figure, folder / name)
     markdown = _text(study)
+    if note:
+        title, rest = markdown.split("\n\n", 1)
+        markdown = f"{title}\n\n**{note}**\n\n{rest}"
     write_atomically(folder / "report.md", markdown.encode())
     write_atomically(folder / "report.html", page.self_contained(markdown, folder).encode())
 
@@ -252,3 +256,23 @@ def _settings(study: _Study) -> list[str]:
 
 
 _SECTIONS = (_introduction, _results, _differences, _claims, _errors, _settings)
+
+
+# --- for the integrator: a minimal stand-in for the branch `report` ---
+def terminal_summary(records: Sequence[Record]) -> str:
+    """The results and the differences as plain text, at most 80 columns wide."""
+    study = _Study(records, "")
+    lines = [f"{'variant':20}  {'accuracy, %':>11}  {'lowest':>7}  {'highest':>7}"]
+    for name, runs in study.variants.items():
+        found = [run.final_accuracy(record) for record in runs.values()]
+        lines.append(
+            f"{name[:20]:20}  {sum(found) / len(found):11.3f}  {min(found):7.2f}  {max(found):7.2f}"
+        )
+    if study.effects:
+        lines += ["", f"difference to {REFERENCE}, percentage points; 95 % interval"]
+    for name, effect in study.effects.items():
+        lines.append(
+            f"{name[:20]:20}  {effect.mean:+11.3f}  {effect.low:+7.3f} to {effect.high:+7.3f}"
+            f"  p = {effect.p:.3f}"
+        )
+    return "\n".join(lines)
