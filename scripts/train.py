@@ -27,19 +27,13 @@ from jax_mnist.runs import train as training
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
 _EVERY = flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1)
-_KEEP = flags.DEFINE_integer(
-    "checkpoints_kept", 2, "How many of the newest checkpoints are kept.", lower_bound=2
-)
+_KEEP = flags.DEFINE_integer("checkpoints_kept", 2, "Checkpoints that are kept.", lower_bound=2)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether several processes train together.")
 _ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where JAX does not find it by itself."
 )
-_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes, likewise.", lower_bound=1
-)
-_PROCESS = flags.DEFINE_integer(
-    "process_id", None, "Number of this process, from 0, likewise.", lower_bound=0
-)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Their number, likewise.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which this one is, from 0.", lower_bound=0)
 define_config()
 
 
@@ -63,9 +57,8 @@ def main(arguments):
         summary, epochs = one_run.summary(record), record["config"]["epochs"]
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
         display.say(
-            f"{record['name']}{of_seed}: validation accuracy {100 * summary.final_accuracy:.2f} % "
-            f"after the last epoch, best {100 * summary.best_accuracy:.2f} % after epoch "
-            f"{summary.best_epoch}/{epochs}"
+            f"{record['name']}{of_seed}: val acc {100 * summary.final_accuracy:.2f} % at the end, "
+            f"best {100 * summary.best_accuracy:.2f} % after epoch {summary.best_epoch}/{epochs}"
         )
     if processes.is_first_process():
         draw(records, workdir)
@@ -77,15 +70,15 @@ def main(arguments):
 def draw(records, workdir):
     """Draws the curves of all seeds and the mistakes of the first one that did not diverge."""
     figures = {
-        workdir / "validation_accuracy.png": plots.curves(records, drawing.ACCURACY),
-        workdir / "validation_loss.png": plots.curves(records, drawing.LOSS),
+        "validation_accuracy.png": plots.curves(records, drawing.ACCURACY),
+        "validation_loss.png": plots.curves(records, drawing.LOSS),
     }
     for record in [r for r in records if not history.has_diverged(r)][:1]:
-        folder = workdir / f"seed-{record['seed']}" if len(records) > 1 else workdir
-        figures[folder / "misclassified.png"] = plots.misclassified(record)
-    for path, figure in figures.items():
-        plots.save(figure, path)
-    display.say(f"drew {', '.join(map(str, figures))}")
+        folder = f"seed-{record['seed']}/" if len(records) > 1 else ""
+        figures[f"{folder}misclassified.png"] = plots.misclassified(record)
+    for name, figure in figures.items():
+        plots.save(figure, workdir / name)
+    display.say(f"drew {', '.join(figures)}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 Lines go to standard output, warnings and the bar to standard error. A file gets the lines alone.
 """
 
-import collections
 import contextlib
-import heapq
 import math
 import sys
 import time
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from jax_mnist.runs import history, processes
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress
+from jax_mnist.runs.pace import Estimate, Pace
 from jax_mnist.runs.run import Run
 
 Observer = Callable[[Program, Progress], None]
@@ -107,81 +106,16 @@ def _percent(share: float) -> str:
 
 def bar_format(label: str, texts: Sequence[str], columns: int) -> str:
     """The format of a `tqdm` bar, followed by those of the texts that fit the columns."""
-    width, shown = columns // 4, ""
+    width, shown = columns // 5, ""
     for text in texts:
-        if len(f"{label} ||{shown}  {text}") + width <= columns:
+        if text and len(f"{label} ||{shown}  {text}") + width <= columns:
             shown += f"  {text}"
     return f"{label} |{{bar:{width}}}|{shown}"
 
 
 def time_left(seconds: float) -> str:
-    """`'02:41 left'`, or nothing if it is not known."""
-    return f"{tqdm.format_interval(seconds)} left" if math.isfinite(seconds) else ""
-
-
-class Pace:
-    """The mean time of recent calls of the compiled program, without those that compile.
-
-    There are two kinds of calls: some end an epoch, so that an evaluation follows. The first of
-    each kind compiles.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[bool, collections.deque[float]] = {}
-
-    def compiles(self, ends_epoch: bool) -> bool:
-        """Whether a call of this kind would be the first."""
-        return ends_epoch not in self._seconds
-
-    def add(self, ends_epoch: bool, seconds: float) -> None:
-        """Counts a call."""
-        if self.compiles(ends_epoch):
-            self._seconds[ends_epoch] = collections.deque(maxlen=100)
-        else:
-            self._seconds[ends_epoch].append(seconds)
-
-    def seconds(self, ends_epoch: bool) -> float:
-        """The time of a call of this kind, else of the other kind; NaN if neither is known."""
-        for kind in (ends_epoch, not ends_epoch):
-            if calls := self._seconds.get(kind):
-                return sum(calls) / len(calls)
-        return math.nan
-
-
-class Estimate:
-    """The time that is left of many runs, from the epochs trained since the first call was over.
-
-    Args:
-      epochs: Of each run.
-      lanes: How many runs train at a time.
-    """
-
-    def __init__(self, epochs: Sequence[int], lanes: int) -> None:
-        self.epochs, self.lanes = epochs, lanes
-        self.done: dict[int, float] = {}
-        self._trained, self._start = 0.0, math.nan
-
-    def report(self, number: int, done: float, now: float) -> None:
-        """Notes the epochs that a run has behind it; the first report is from before training."""
-        if number in self.done and math.isnan(self._start):
-            self._start = now  # what came before was mostly compilation
-        elif number in self.done:
-            self._trained += done - self.done[number]
-        self.done[number] = done
-
-    @property
-    def compiling(self) -> bool:
-        """Whether no run has trained yet."""
-        return math.isnan(self._start)
-
-    def seconds_left(self, now: float) -> float:
-        """The time until the last run ends, if each lane takes the next run when it is free."""
-        if not self._trained:
-            return math.nan
-        lanes = [0.0] * self.lanes
-        for number, epochs in enumerate(self.epochs):
-            heapq.heapreplace(lanes, lanes[0] + epochs - self.done.get(number, 0.0))
-        return max(lanes) * (now - self._start) * self.lanes / self._trained
+    """`'done in 02:41'`, or nothing if it is not known or less than a second."""
+    return f"done in {tqdm.format_interval(seconds)}" if seconds >= 1 else ""
 
 
 Draw = Callable[[str, float, Sequence[str]], None]
@@ -248,12 +182,10 @@ def _texts(program: Program, progress: Progress, pace: Pace) -> list[str]:
     left = endings * pace.seconds(True) + others * pace.seconds(False)
     loss = progress.partial.loss[progress.active]
     images = len(program.runs) * program.runs[0].config.batch_size * program.chunk
-    texts = [
-        f"{time_left(left)} in all" if time_left(left) else "",
-        "" if first else f"loss {_loss(float(loss.mean()))}",
-        f"{images / pace.seconds(False):,.0f} images/s" if time_left(left) else "",
-    ]
-    return [text for text in texts if text]
+    texts = [time_left(left), "" if first else f"loss {_loss(float(loss.mean()))}"]
+    if math.isfinite(left):
+        texts.append(f"{images / pace.seconds(False):,.0f} images/s")
+    return texts
 
 
 class RunsDisplay:
@@ -283,8 +215,8 @@ class RunsDisplay:
             estimate = self._estimate
             share = sum(estimate.done.values()) / sum(estimate.epochs)
             full = 1 - (1 - share) * len(self._runs) / self._all
-            left = time_left(estimate.seconds_left(time.monotonic()))
-            texts = ["compiling"] if estimate.compiling else [left] * bool(left)
+            left = estimate.seconds_left(time.monotonic())
+            texts = ["compiling"] if estimate.compiling else [time_left(left)]
             self._draw(f"{self._finished}/{self._all} runs", full, texts)
 
 
