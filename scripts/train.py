@@ -1,10 +1,10 @@
 """Trains one experiment, keeps its results and draws them.
 
-python scripts/train.py gbn                        # configs/gbn.py, into runs/gbn
+python scripts/train.py gbn                       # configs/gbn.py into runs/gbn
 python scripts/train.py configs/mine.py --config.epochs=3 --workdir=/some/dir
-python scripts/train.py gbn --config.replicas=4    # seeds 0 to 3
+python scripts/train.py gbn --config.replicas=4   # seeds 0 to 3
 
-On several hosts, run the same command on each, with a shared folder for the results:
+On several hosts, run the same command on each, with a shared folder:
 
 srun python scripts/train.py gbn --distributed
 

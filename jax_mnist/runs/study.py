@@ -120,5 +120,6 @@ def _train_by_program(runs: Sequence[Run], shown: RunsDisplay) -> None:
                 shown.advance(number, progress.step / program.steps_per_epoch)
             shown.draw()
 
-        for number, record in zip(numbers, train.train_together(group, observe), strict=True):
-            shown.finish(number, record)
+        train.train_together(group, observe)
+        for number in numbers:
+            shown.finish(number, history.load(runs[number].workdir / HISTORY))
