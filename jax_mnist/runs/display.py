@@ -125,18 +125,19 @@ Draw = Callable[[str, float, Sequence[str]], None]
 def _bar() -> Iterator[Draw]:
     """Draws a bar with a label, how much of it is full, and texts; only on a terminal."""
     disable = None if processes.is_first_process() else True  # None: unless it is a terminal
-    bar = tqdm(
-        total=1, bar_format="compiling", file=sys.stderr, disable=disable, leave=False,
-        dynamic_ncols=True,
-    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        options = {"file": sys.stderr, "disable": disable, "leave": False, "dynamic_ncols": True}
+        bar: tqdm | None = None
 
-    def draw(label: str, full: float, texts: Sequence[str]) -> None:
-        if not bar.disable:
-            bar.n = full
-            bar.bar_format = bar_format(label, texts, bar.format_dict["ncols"] or 80)
-            bar.refresh()
+        def draw(label: str, full: float, texts: Sequence[str]) -> None:
+            nonlocal bar
+            if bar is None:  # not before there is something to draw
+                bar = stack.enter_context(tqdm(total=1, bar_format=label, **options))
+            if not bar.disable:
+                bar.n = full
+                bar.bar_format = bar_format(label, texts, bar.format_dict["ncols"] or 80)
+                bar.refresh()
 
-    with bar:
         yield draw
 
 
@@ -146,6 +147,7 @@ def of_epochs() -> Iterator[Observer]:
     pace, shown, before = Pace(), -1, 0.0
 
     with _bar() as draw:
+        draw("starting", 0, ["compiling"])
 
         def observe(program: Program, progress: Progress) -> None:
             nonlocal shown, before
@@ -224,6 +226,4 @@ class RunsDisplay:
 def of_runs(runs: Sequence[Run], lanes: int, finished: int) -> Iterator[RunsDisplay]:
     """Shows the training of one or more runs, `lanes` at a time, beside `finished` ones."""
     with _bar() as draw:
-        display = RunsDisplay(runs, lanes, finished, draw)
-        display.draw()
-        yield display
+        yield RunsDisplay(runs, lanes, finished, draw)
