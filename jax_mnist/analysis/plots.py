@@ -103,13 +103,13 @@ def _legend_text(name: str, runs: Sequence[Record], metric: drawing.Metric) -> s
 
 def _scale_axes(axes: Axes, heights: Sequence[np.ndarray]) -> None:
     """Scales x to whole epochs and y logarithmically, with a readable number of ticks."""
-    epochs = max(map(len, heights))
+    epochs = max(seeds.shape[1] for seeds in heights)
     step = next(s for k in range(9) for s in (10**k, 5 * 10**k) if epochs <= 12 * s)
     axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("epoch")
 
-    values = np.concatenate(heights)
+    values = np.concatenate([seeds.ravel() for seeds in heights])
     low, high = (np.nanmin(values), np.nanmax(values)) if np.any(values > 0) else (1, 1)
     margin = 1.02 * (high / low) ** 0.05
     axes.set_yscale("log")
