@@ -6,6 +6,7 @@ To add a field, add a row to `FIELDS` and use its value.
 
 import importlib.util
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -193,14 +194,30 @@ def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table() -> str:
-    """The fields as a Markdown table, which is also part of the scripts' help text."""
+    """The fields as a Markdown table."""
     rows = ["| field | default | values | meaning |", "| --- | --- | --- | --- |"]
     for field in FIELDS:
-        allowed = field.allowed
-        if allowed is None:
-            values = "True or False" if isinstance(field.default, bool) else "any text"
-        else:
-            values = str(allowed) if isinstance(allowed, Range) else ", ".join(allowed)
-        cells = (f"`{field.name}`", f"`{field.default!r}`", f"{values} {field.unit}", field.meaning)
-        rows.append(" | ".join(["", *map(str.strip, cells), ""]).strip())
+        cells = (f"`{field.name}`", f"`{field.default!r}`", _values(field), field.meaning)
+        rows.append(" | ".join(["", *cells, ""]).strip())
     return "\n".join(rows)
+
+
+def plain_table(columns: int = 80) -> str:
+    """The fields as plain text, for the scripts' help: defaults, meanings, units, choices."""
+    lines = []
+    for field in FIELDS:
+        default, notes = f"  {field.name}={field.default}", field.unit
+        if field.allowed and not isinstance(field.allowed, Range):
+            notes = ", ".join(field.allowed)
+        meaning = f"{field.meaning} ({notes})" if notes else field.meaning
+        first, *more = textwrap.wrap(meaning, columns - 28)
+        lines += [f"{default:26}  {first}", *(f"{'':28}{line}" for line in more)]
+    return "\n".join(lines)
+
+
+def _values(field: Field) -> str:
+    if field.allowed is None:
+        return "True or False" if isinstance(field.default, bool) else "any text"
+    if isinstance(field.allowed, Range):
+        return f"{field.allowed} {field.unit}".strip()
+    return ", ".join(field.allowed)

@@ -1,26 +1,30 @@
-"""Shared by the scripts: parsing flags, and reporting errors in one line."""
+"""Shared by the scripts: parsing flags, finding configs, and reporting errors in one line."""
 
 import os
+import runpy
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from jax_mnist.config import ConfigError, table
+from jax_mnist import config as config_lib
+from jax_mnist.config import ConfigError
 from jax_mnist.data.datasets import DatasetError
 from jax_mnist.runs.history import HistoryError
 from jax_mnist.runs.processes import LostProcessError
 from jax_mnist.runs.signals import StoppedError
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
+
 
 def fail(error):
     """Prints an error, which is a message or an exception, as one line and exits with code 2."""
     message = str(error.args[0] if isinstance(error, KeyError) else error)
-    before, traceback, calls = message.partition("Traceback (most recent call last):")
-    if traceback:  # ml_collections puts one into its message about a config file
-        message = f"{before} {calls.strip().splitlines()[-1]}"
     printable = "".join(c if c.isprintable() else " " for c in message)
     leave(" ".join(printable.split()), 2)
 
@@ -33,6 +37,86 @@ def leave(message, code):
     sys.exit(code)
 
 
+def define_config():
+    """Defines `--config.FIELD=VALUE` for every field, and `--config NAME_OR_FILE` before parsing.
+
+    A script calls it beside its other flags, and `load_configs` with the arguments of its `main`.
+    """
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config_lib.base(), "Sets a field.", sys_argv=_without_config(sys.argv)
+        )
+    except Exception as error:  # an unknown field on the command line
+        fail(error)
+
+
+def overrides():
+    """The fields that the command line sets, by name."""
+    return config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def load_configs(arguments, changes):
+    """Loads configs given by name (`gbn`) or file (`configs/gbn.py`).
+
+    Args:
+      arguments: The names and files.
+      changes: Fields and their values, which replace those of the files.
+
+    Returns:
+      A dict from the name of each, which is that of its file, to the config.
+    """
+    configs = {}
+    for argument in arguments:
+        file = _find(argument)
+        if file.stem in configs:
+            fail(f"two configs are named {file.stem!r}: a variant is named after its file")
+        try:
+            configs[file.stem] = runpy.run_path(str(file))["get_config"]()
+            configs[file.stem].update_from_flattened_dict(changes)
+        except Exception as error:  # a config file may raise anything
+            fail(f"{file}: {error!r}" if isinstance(error, KeyError) else f"{file}: {error}")
+    return configs
+
+
+def load_config(arguments):
+    """Loads the only config of a command line; returns its name and the config."""
+    if len(arguments) != 1:
+        found = f"got {', '.join(map(repr, arguments))}" if arguments else f"such as {_known()}"
+        fail(f"name one config or its file: {found}")
+    ((name, config),) = load_configs(arguments, overrides()).items()
+    return name, config
+
+
+def _find(argument):
+    if argument.endswith(".py") or "/" in argument:
+        if not Path(argument).is_file():
+            fail(f"there is no file {argument!r}; the configs here are {_known()}")
+        return Path(argument)
+    for folder in (Path("configs"), CONFIGS):
+        if (file := folder / f"{argument}.py").is_file():
+            return file
+    fail(f"there is no config {argument!r}; name a file, or one of {_known()}")
+
+
+def _known():
+    files = [*Path("configs").glob("*.py"), *CONFIGS.glob("*.py")]
+    return ", ".join(sorted({file.stem for file in files}))
+
+
+def _without_config(argv):
+    """Replaces `--config X` and `--config=X` by the argument `X`."""
+    kept, words = [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word == "--":
+            return [*kept, word, *words]
+        if flag in ("--config", "-config"):
+            kept += [value] if equals else []  # without "=", the next word is the value
+        else:
+            kept.append(word)
+    return kept
+
+
 def run(main):
     """Parses the flags and calls `main` with the list of the other arguments.
 
@@ -41,12 +125,12 @@ def run(main):
     """
 
     def parse(argv):
+        if HELP & set(argv):
+            print(_help(main.__globals__["__doc__"]))
+            sys.exit(0)
         try:
-            arguments = flags.FLAGS(argv)
-            if "config" in flags.FLAGS:
-                hasattr(flags.FLAGS.config, "lock")  # raises if the file could not be loaded
-            return arguments
-        except Exception as error:  # a config file may raise anything
+            return flags.FLAGS(_without_config(argv) if "config" in flags.FLAGS else argv)
+        except Exception as error:  # flags and config files may raise anything
             fail(error)
 
     def call(argv):
@@ -62,7 +146,18 @@ def run(main):
         except (ConfigError, DatasetError, HistoryError, OSError) as error:
             fail(error)
 
-    if "config" in flags.FLAGS:
-        script = sys.modules["__main__"]
-        script.__doc__ = f"{script.__doc__}\nFields, as in --config.FIELD=VALUE:\n\n{table()}\n"
     app.run(call, flags_parser=parse)
+
+
+def _help(description):
+    """The help of a script: its description, its own flags, and the fields of a config."""
+    own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
+    lines = [description.strip(), "", "Flags:"]
+    for flag in own:
+        default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+        first, *more = textwrap.wrap(f"{flag.help}{default}", 52)
+        lines += [f"  --{flag.name:22}  {first}", *(f"{'':28}{line}" for line in more)]
+    if "config" in flags.FLAGS:
+        lines += ["", "Fields of a config and their defaults, set by --config.FIELD=VALUE:"]
+        lines.append(config_lib.plain_table())
+    return "\n".join([*lines, "", "--helpfull lists the flags of the libraries too."])

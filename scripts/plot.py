@@ -1,9 +1,12 @@
-"""Draws the figures of one or more runs from their history files.
+"""Draws the figures of one or more runs.
 
-python scripts/plot.py runs/*/history.pkl --out figures
+python scripts/plot.py runs/bn runs/gbn --out figures
+python scripts/plot.py from_a_friend/history.pkl
 
-Writes validation_accuracy.png and validation_loss.png, which show all runs, and for each run
-misclassified_NAME.png and confusion_NAME.png. It is safe to read files from strangers.
+A run is a folder, or the history.pkl in it. Writes validation_accuracy.png and
+validation_loss.png, which show all runs (of several seeds, their mean and
+range), and for each run misclassified_NAME.png and confusion_NAME.png. It is
+safe to read files from strangers.
 """
 
 from pathlib import Path
@@ -13,18 +16,26 @@ from command_line import fail, run
 
 from jax_mnist.analysis import plots
 from jax_mnist.runs import history
+from jax_mnist.runs.run import HISTORY, seed_folders
 
 _OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
 
 
 def main(arguments):
     if not arguments:
-        fail("name the history.pkl of one or more runs")
-    records = [history.load(file) for file in arguments]
+        fail("name the folders of one or more runs, or their history.pkl")
+    records = [history.load(file) for path in arguments for file in histories(Path(path))]
     for name, figure in plots.figures(records):
         path = Path(_OUT.value) / name
         plots.save(figure, path)
         print(path)
+
+
+def histories(path):
+    """The history files of a run, of one seed or several."""
+    if not path.is_dir():
+        return [path]
+    return [folder / HISTORY for folder in seed_folders(path, HISTORY) or [path]]
 
 
 if __name__ == "__main__":

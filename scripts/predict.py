@@ -3,8 +3,9 @@
 python scripts/predict.py runs/gbn my_digit.png another.jpg
 python scripts/predict.py runs/gbn *.jpg --json
 
-Each picture is a PNG or JPEG file of any size that shows one digit, dark on light or light on dark.
-If the run has several replicas, their probabilities are averaged.
+Each picture is a PNG or JPEG file of any size that shows one digit, dark on
+light or light on dark. If the run has several seeds, their probabilities are
+averaged.
 """
 
 import json

@@ -1,61 +1,61 @@
 """Trains variants over the same seeds and reports which differ, and by how much.
 
-python scripts/study.py                                         # the eight variants, five seeds
+python scripts/study.py --quick         # a first impression, in three minutes
+python scripts/study.py                 # the eight variants, five seeds
 python scripts/study.py --seeds=20 --workdir=/some/dir
-python scripts/study.py configs/bn.py configs/l2.py --config.epochs=5   # chosen variants, a field
+python scripts/study.py bn l2 configs/mine.py --config.epochs=5
 
 If interrupted, run the same command again to resume.
 """
 
-import runpy
 import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
-from command_line import fail, run
-from ml_collections import config_flags
+from command_line import define_config, fail, load_configs, overrides, run
 
-from jax_mnist import config
 from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study
 
-VARIANTS = claims.ORIGINAL  # what is trained if no files are named
+VARIANTS = claims.ORIGINAL  # what is trained if none is named
+QUICK_VARIANTS = ("bn", "gbn", "gbn_l2")  # likewise with --quick
+QUICK = {"epochs": 3, "train_split": "train[:20000]"}
+QUICK_SEEDS, SEEDS = 3, 5
+NOTE = (
+    "This is a quick study, for a first impression: {epochs} epochs of the images "
+    "{train_split}. Networks that are trained for so short a time rank otherwise than those "
+    "of a full study."
+)
 
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds of every variant.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/study", "Folder of the runs and the report.")
-try:
-    config_flags.DEFINE_config_dict(
-        "config", config.base(), "--config.field=value sets a field in every variant."
-    )
-except Exception as error:  # an unknown field on the command line
-    fail(error)
-
-
-def load(file, overrides):
-    try:
-        variant = runpy.run_path(str(file))["get_config"]()
-        variant.update_from_flattened_dict(overrides)
-    except Exception as error:  # a config file may raise anything
-        fail(f"{file}: {error}")
-    return variant
+_QUICK = flags.DEFINE_bool("quick", False, "Few epochs of few images: two to three minutes.")
+_SEEDS = flags.DEFINE_integer(
+    "seeds",
+    None,
+    f"How many seeds of every variant ({SEEDS}; quick: {QUICK_SEEDS}).",
+    lower_bound=1,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the runs and the report (runs/study; quick: runs/quick)."
+)
+define_config()
 
 
 def main(arguments):
-    folder = Path(__file__).parent.parent / "configs"
-    files = [Path(file) for file in arguments] or [folder / f"{name}.py" for name in VARIANTS]
-    names = [file.stem for file in files]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        fail(f"two files are named {min(repeated)!r}: a variant is named after its file")
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    variants = {file.stem: load(file, overrides) for file in files}
-    records = study.train_all(study.paired_runs(variants, _SEEDS.value, _WORKDIR.value))
+    quick = _QUICK.value
+    changes = (QUICK if quick else {}) | overrides()
+    seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
+    folder = Path(_WORKDIR.value or ("runs/quick" if quick else "runs/study"))
+    variants = load_configs(arguments or (QUICK_VARIANTS if quick else VARIANTS), changes)
+    records = study.train_all(study.paired_runs(variants, seeds, folder))
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
+    note = NOTE.format(**next(iter(variants.values()))) if quick else ""
     try:
-        report.write(records, _WORKDIR.value, command)
+        report.write(records, folder, command, note)
     except ValueError as error:
         fail(error)
-    print(f"report in {_WORKDIR.value}/report.md and report.html")
+    print(report.terminal_summary(records))
+    print(f"report: {(folder / 'report.html').resolve().as_uri()}")
 
 
 if __name__ == "__main__":

@@ -1,49 +1,61 @@
 """Trains a config with every combination of some values, and ranks them.
 
-python scripts/sweep.py --config configs/l2.py --vary l2=1e-5,1e-4,1e-3 --replicas 4
-python scripts/sweep.py --config configs/gbn.py --vary ghost_batch_size=16,32 --vary l2=0,1e-4
+python scripts/sweep.py l2 --vary l2=1e-5,1e-4,1e-3 --replicas 4
+python scripts/sweep.py gbn --vary ghost_batch_size=16,32 --vary l2=0,1e-4
 
-A sweep chooses values, so it does not use the test images: it trains on train[:-10000] and ranks by
-train[-10000:], unless both --config.train_split and --config.validation_split are given.
-If interrupted, run the same command again to resume.
+A sweep chooses values, so it does not use the test images: it trains on
+train[:-10000] and ranks by train[-10000:], unless both --config.train_split and
+--config.validation_split are given. If interrupted, run the same command again
+to resume.
 """
 
+import csv
+import io
+import math
 from pathlib import Path
 
 from absl import flags
-from command_line import fail, run
-from ml_collections import config_flags
+from command_line import define_config, fail, load_config, overrides, run
 
 from jax_mnist import config as config_lib
 from jax_mnist.analysis import statistics
 from jax_mnist.analysis.run import final_accuracy
+from jax_mnist.data import files
 from jax_mnist.runs import history, study
 
+COLUMNS = ("combination", "seeds", "diverged", "accuracy_percent", "low", "high")
 SPLITS = ("train_split", "validation_split")
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="File of the experiment; --config.field=value overrides a field."
-)
 _VARY = flags.DEFINE_multi_string("vary", None, "FIELD=VALUE,VALUE,...; may be repeated.")
 _REPLICAS = flags.DEFINE_integer("replicas", 1, "Seeds of each combination.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs (runs/sweep_<config name>).")
-flags.mark_flags_as_required(["config", "vary"])
+flags.mark_flag_as_required("vary")
+define_config()
 
 
 def main(arguments):
-    if arguments:
-        fail(f"unexpected argument {arguments[0]!r}")
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = _WORKDIR.value or f"runs/sweep_{name}"
-    config, overrides = _CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
+    name, config = load_config(arguments)
+    workdir = Path(_WORKDIR.value or f"runs/sweep_{name}")
     config_lib.check(config)
-    chosen = [field for field in SPLITS if field in overrides]
+    chosen = [field for field in SPLITS if field in overrides()]
     if len(chosen) == 1:
         fail(
             f"--config.{chosen[0]} alone is not enough: give --config.{{{','.join(SPLITS)}}}, both"
         )
     if not chosen:
         config.update(train_split="train[:-10000]", validation_split="train[-10000:]")
+    variants = study.grid(config, _vary(chosen))
+    records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
+    rows = ranking(records)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    files.write_atomically(workdir / "ranking.csv", text.getvalue().encode())
+    show(rows, config.validation_split)
+    print(f"ranking in {workdir / 'ranking.csv'}")
+
+
+def _vary(chosen):
+    """The values of each varied field, as they were typed."""
     vary = {}
     for text in _VARY.value:
         field, equals, values = text.partition("=")
@@ -57,19 +69,37 @@ def main(arguments):
                 "in the images that it is ranked by"
             )
         vary[field] = values.split(",")
-    variants = study.grid(config, vary)
-    records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
-    intervals = {
-        name: statistics.mean_interval([final_accuracy(run) for run in runs.values()])
-        for name, runs in statistics.by_variant(records).items()
-        if not any(map(history.has_diverged, runs.values()))
-    }
-    print(f"accuracy on {config.validation_split}, {_REPLICAS.value} of each; 95 % interval")
-    for name, (mean, low, high, _) in sorted(intervals.items(), key=lambda item: -item[1].mean):
-        interval = f" ({low:.3f} to {high:.3f})" if low < high else ""
-        print(f"{mean:.3f} %{interval}  {name}")
-    for name in variants.keys() - intervals.keys():
-        print(f"diverged  {name}")
+    return vary
+
+
+def ranking(records):
+    """Ranks combinations by mean accuracy: rows of `COLUMNS`.
+
+    `low` and `high` are the 95 % interval, within 0 to 100 %; of fewer than three seeds they are
+    the lowest and the highest accuracy. A combination of which a run diverged is not ranked.
+    """
+    ranked, diverged = [], []
+    for name, runs in statistics.by_variant(records).items():
+        lost = sum(map(history.has_diverged, runs.values()))
+        if lost:
+            diverged.append([name, len(runs), lost, "", "", ""])
+            continue
+        accuracies = [final_accuracy(run) for run in runs.values()]
+        mean, low, high, _ = statistics.mean_interval(accuracies)
+        if len(runs) < 3 or not math.isfinite(low):  # equal accuracies have no interval
+            low, high = min(accuracies), max(accuracies)
+        numbers = (mean, max(low, 0.0), min(high, 100.0))
+        ranked.append([name, len(runs), 0, *(round(number, 4) for number in numbers)])
+    return sorted(ranked, key=lambda row: -row[3]) + diverged
+
+
+def show(rows, images):
+    seeds = rows[0][1]
+    between = {1: "", 2: "; lowest to highest"}.get(seeds, "; 95 % interval")
+    print(f"accuracy on {images}, {seeds} of each{between}")
+    for name, _, diverged, mean, low, high in rows:
+        interval = f" ({low:.3f} to {high:.3f})" if seeds > 1 and not diverged else ""
+        print(f"{'diverged' if diverged else f'{mean:.3f} %'}{interval}  {name}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Trains one experiment and keeps its results.
+"""Trains one experiment, keeps its results and draws them.
 
-python scripts/train.py --config configs/gbn.py
-python scripts/train.py --config configs/gbn.py --config.epochs=3 --workdir=/some/dir
-python scripts/train.py --config configs/gbn.py --config.replicas=4     # seeds 0 to 3
+python scripts/train.py gbn                       # configs/gbn.py into runs/gbn
+python scripts/train.py configs/mine.py --config.epochs=3 --workdir=/some/dir
+python scripts/train.py gbn --config.replicas=4   # seeds 0 to 3
 
-On several hosts, run the same command on each, with a shared folder for the results:
+On several hosts, run the same command on each, with a shared folder:
 
-srun python scripts/train.py --config configs/gbn.py --distributed
+srun python scripts/train.py gbn --distributed
 
-Under Slurm, Kubernetes and others, JAX finds the processes; elsewhere, add on each host:
---distributed --coordinator_address=host0:1234 --num_processes=2 --process_id=0
+Under Slurm, Kubernetes and others, JAX finds the processes; elsewhere, add on
+each host --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 """
 
 import re
@@ -17,32 +17,28 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from command_line import fail, run
-from ml_collections import config_flags
+from command_line import define_config, fail, load_config, run
 
+from jax_mnist.analysis import drawing, plots
 from jax_mnist.analysis import run as one_run
-from jax_mnist.runs import history, processes
+from jax_mnist.runs import display, history, processes
 from jax_mnist.runs import train as training
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="File of the experiment; --config.field=value overrides a field."
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
 _EVERY = flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1)
-_KEEP = flags.DEFINE_integer("checkpoints_kept", 2, "How many are kept.", lower_bound=2)
+_KEEP = flags.DEFINE_integer("checkpoints_kept", 2, "Checkpoints that are kept.", lower_bound=2)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether several processes train together.")
 _ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where JAX does not find it by itself."
 )
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, likewise.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which this one is, likewise.", lower_bound=0)
-flags.mark_flag_as_required("config")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Their number, likewise.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which this one is, from 0.", lower_bound=0)
+define_config()
 
 
 def main(arguments):
-    if arguments:
-        fail(f"unexpected argument {arguments[0]!r}")
+    name, config = load_config(arguments)
     if not _DISTRIBUTED.value and any(
         flag.value is not None for flag in (_ADDRESS, _PROCESSES, _PROCESS)
     ):
@@ -51,23 +47,38 @@ def main(arguments):
         fail(f"--coordinator_address must be host:port; got {_ADDRESS.value!r}")
     if _DISTRIBUTED.value:
         processes.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     records = training.train(
-        _CONFIG.value, workdir, _FRESH.value, training.CheckpointPolicy(_EVERY.value, _KEEP.value)
+        config, workdir, _FRESH.value, training.CheckpointPolicy(_EVERY.value, _KEEP.value)
     )
     for record in records:
         if history.has_diverged(record):
             continue  # reported when it happened
-        summary = one_run.summary(record)
+        summary, epochs = one_run.summary(record), record["config"]["epochs"]
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
-        processes.say(
-            f"{record['name']}{of_seed}: validation accuracy {summary.final_accuracy:.2%} at the "
-            f"last epoch, best {summary.best_accuracy:.2%} at epoch {summary.best_epoch}"
+        display.say(
+            f"{record['name']}{of_seed}: val acc {100 * summary.final_accuracy:.2f} % at the end, "
+            f"best {100 * summary.best_accuracy:.2f} % after epoch {summary.best_epoch}/{epochs}"
         )
-    processes.say(f"results in {workdir}/")
+    if processes.is_first_process():
+        draw(records, workdir)
+    display.say(f"results in {workdir}/")
     if any(map(history.has_diverged, records)):
         sys.exit(1)
+
+
+def draw(records, workdir):
+    """Draws the curves of all seeds and the mistakes of the first one that did not diverge."""
+    figures = {
+        "validation_accuracy.png": plots.curves(records, drawing.ACCURACY),
+        "validation_loss.png": plots.curves(records, drawing.LOSS),
+    }
+    for record in [r for r in records if not history.has_diverged(r)][:1]:
+        folder = f"seed-{record['seed']}/" if len(records) > 1 else ""
+        figures[f"{folder}misclassified.png"] = plots.misclassified(record)
+    for name, figure in figures.items():
+        plots.save(figure, workdir / name)
+    display.say(f"drew {', '.join(figures)}")
 
 
 if __name__ == "__main__":

@@ -29,40 +29,47 @@ _DASHES = ("-", "--", "-.", ":")
 
 @matplotlib.rc_context(drawing.STYLE)
 def curves(records: Sequence[Record], metric: drawing.Metric) -> Figure:
-    """Draws a metric over epochs, with one line for each of one or more records.
+    """Draws a metric over epochs, with one line for each of one or more names.
+
+    Records of one name are its seeds: their line is the mean, in a band from the lowest to the
+    highest. Seeds that diverged are left out if there are others.
 
     Args:
       records: The runs; the legend lists the best one first.
       metric: `drawing.ACCURACY` or `drawing.LOSS`. The axis of accuracies is logarithmic in the
         error, which separates 99.4 from 99.5 % in the same picture as the first epoch's 90 %.
     """
-    heights = [metric.heights(record) for record in records]
-    figure = Figure(figsize=(8, max(4.5, 0.7 + 0.2 * len(records))), layout="constrained")
+    groups = _by_name(records)
+    heights = [_seed_heights(runs, metric) for runs in groups.values()]
+    means = [seeds.mean(0) for seeds in heights]
+    figure = Figure(figsize=(8, max(4.5, 0.7 + 0.2 * len(groups))), layout="constrained")
     axes = figure.add_subplot()
-    for i, height in enumerate(heights):
+    for i, (seeds, mean) in enumerate(zip(heights, means, strict=True)):
+        epochs, colour = np.arange(1, len(mean) + 1), drawing.COLOURS[i % 8]
         axes.plot(
-            np.arange(1, len(height) + 1),
-            height,
-            color=drawing.COLOURS[i % 8],
+            epochs,
+            mean,
+            color=colour,
             marker=_MARKERS[i % 8],
             linestyle=_DASHES[(i % 2 + i // 8) % 4],
             linewidth=1.4,
             markersize=5.5,
             markeredgewidth=0,
         )
+        if len(seeds) > 1:
+            low, high = seeds.min(0), seeds.max(0)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_title(metric.title)
     axes.set_ylabel(metric.label)
     _scale_axes(axes, heights)
     drawing.label_axis(axes, metric)
-    texts = [
-        f"{shorten(name, 32)}  {metric.run_text(record['metrics'][metric.key][-1])}"
-        for name, record in zip(record_names(records), records, strict=True)
-    ]
-    order = np.argsort([height[-1] for height in heights], kind="stable")  # NaN comes last
+    order = np.argsort([mean[-1] for mean in means], kind="stable")  # NaN comes last
+    texts = [_legend_text(name, runs, metric) for name, runs in groups.items()]
+    band = any(len(seeds) > 1 for seeds in heights)
     figure.legend(
         [axes.get_lines()[i] for i in order],
         [texts[i] for i in order],
-        title="last epoch",
+        title="last epoch" + "\nline: mean of the seeds\nband: lowest to highest" * band,
         alignment="left",
         loc="outside right upper",
         handlelength=3,
@@ -70,15 +77,39 @@ def curves(records: Sequence[Record], metric: drawing.Metric) -> Figure:
     return figure
 
 
+def _by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Groups the seeds of each name; where a seed comes twice, every record is a group."""
+    groups: dict[str, list[Record]] = {}
+    for name, record in zip(record_names(records), records, strict=True):
+        seeds = [r["seed"] for r in records if r["name"] == record["name"]]
+        distinct = len({*seeds}) == len(seeds)
+        groups.setdefault(record["name"] if distinct else name, []).append(record)
+    return groups
+
+
+def _seed_heights(runs: Sequence[Record], metric: drawing.Metric) -> np.ndarray:
+    """The heights of each seed that did not diverge, else of all: `[seeds, epochs]`."""
+    kept = [run for run in runs if not history.has_diverged(run)] or runs
+    return np.array([*zip(*map(metric.heights, kept), strict=False)]).T
+
+
+def _legend_text(name: str, runs: Sequence[Record], metric: drawing.Metric) -> str:
+    kept = [run for run in runs if not history.has_diverged(run)] or runs
+    of = "" if len(kept) == len(runs) else f" of {len(runs)}"
+    seeds = f", {len(kept)}{of} seeds" if len(runs) > 1 else ""
+    last = np.mean([run["metrics"][metric.key][-1] for run in kept])
+    return f"{shorten(name, 32)}{seeds}  {metric.run_text(last)}"
+
+
 def _scale_axes(axes: Axes, heights: Sequence[np.ndarray]) -> None:
     """Scales x to whole epochs and y logarithmically, with a readable number of ticks."""
-    epochs = max(map(len, heights))
+    epochs = max(seeds.shape[1] for seeds in heights)
     step = next(s for k in range(9) for s in (10**k, 5 * 10**k) if epochs <= 12 * s)
     axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("epoch")
 
-    values = np.concatenate(heights)
+    values = np.concatenate([seeds.ravel() for seeds in heights])
     low, high = (np.nanmin(values), np.nanmax(values)) if np.any(values > 0) else (1, 1)
     margin = 1.02 * (high / low) ** 0.05
     axes.set_yscale("log")

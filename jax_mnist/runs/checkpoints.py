@@ -19,7 +19,7 @@ from flax import serialization
 
 from jax_mnist.config import ConfigError
 from jax_mnist.data import files
-from jax_mnist.runs import history, processes
+from jax_mnist.runs import display, history, processes
 from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.run import CHECKPOINTS, Run
 from jax_mnist.training import mesh as mesh_lib
@@ -151,7 +151,7 @@ def newest_common_step(runs: Sequence[Run]) -> int | None:
     for run, steps in zip(runs, intact, strict=True):
         for step in _steps(run) - steps:
             _path(run, step).unlink()
-            processes.warn(f"{_path(run, step)} was damaged and has been removed")
+            display.warn(f"{_path(run, step)} was damaged and has been removed")
     return max(set.intersection(*intact), default=None)
 
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import faulthandler
-import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from jax_mnist.config import ConfigError
 
@@ -100,15 +98,3 @@ def process_max(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
-
-
-def say(text: str) -> None:
-    """Prints a line; of several processes only the first does."""
-    if is_first_process():
-        print(text, flush=True)
-
-
-def warn(text: str) -> None:
-    """Prints a line on standard error, above a progress bar; only the first process does."""
-    if is_first_process():
-        tqdm.write(text, sys.stderr)

@@ -20,6 +20,7 @@ from jax_mnist.runs import history
 CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
 HISTORY = "history.pkl"  # written last: a run with a history is finished
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
+_ELSEWHERE = "name another folder (--workdir=), or move this one aside (train.py --fresh)"
 _UNFINISHED = re.compile(  # what `files.write_atomically` leaves behind if it is killed
     rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, VARIABLES, HISTORY)))}|\d+\.msgpack)\.\d+\.tmp"
 )
@@ -54,8 +55,7 @@ def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
         found = f"runs of several seeds, such as {inner[0].name}"
     if found:
         raise ConfigError(
-            f"{workdir} holds {found}, but config.replicas is {config.replicas}: "
-            "name another folder"
+            f"{workdir} holds {found}, but config.replicas is {config.replicas}: {_ELSEWHERE}"
         )
     runs = []
     for seed in range(config.seed, config.seed + config.replicas):
@@ -108,7 +108,7 @@ def is_finished(run: Run) -> bool:
         if key not in NO_EFFECT and not _equal(found.get(key), wanted.get(key))
     )
     if differences:
-        raise ConfigError(f"{run.workdir} holds another run ({differences}): name another folder")
+        raise ConfigError(f"{run.workdir} holds another run ({differences}): {_ELSEWHERE}")
     return finished.exists()
 
 

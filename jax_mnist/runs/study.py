@@ -6,13 +6,14 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.files import PathLike
-from jax_mnist.runs import history, train, workers
+from jax_mnist.runs import display, history, train, workers
+from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.history import Record
+from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.run import HISTORY, Run, check_name, is_finished
 
 _BOOLEANS = {"True": True, "False": False}
@@ -76,7 +77,7 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
 
 
 def train_all(runs: Sequence[Run]) -> list[Record]:
-    """Trains the unfinished runs, with one progress bar, and returns all records in order.
+    """Trains the unfinished runs, shows how far they are, and returns all records in order.
 
     If interrupted, call it again to resume. On a CPU each core trains one run in its own
     process, since small networks gain little from several cores. Elsewhere all runs that share a
@@ -91,26 +92,34 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       StoppedError: SIGINT or SIGTERM was received; checkpoints were saved.
     """
     unfinished = [run for run in runs if not is_finished(run)]
-    with tqdm(
-        total=sum(run.config.epochs for run in runs),
-        initial=sum(run.config.epochs for run in runs if run not in unfinished),
-        dynamic_ncols=True,
-        bar_format="{desc} |{bar}| {percentage:.1f} %, {remaining} left{postfix}",
-    ) as bar:
+    if unfinished:
         finished = len(runs) - len(unfinished)
-
-        def show_finished(number: int) -> None:
-            nonlocal finished
-            finished += number
-            bar.set_description(f"{finished}/{len(runs)} runs")
-
-        show_finished(0)
-        if jax.default_backend() == "cpu":
-            for _ in workers.train_on_every_core(unfinished, bar.update):
-                show_finished(1)
-        else:
-            for group in train.groups_to_train(unfinished):
-                train.train_together(group, train.count_epochs(bar.update))
-                show_finished(len(group))
+        on_cpu = jax.default_backend() == "cpu"
+        lanes = len(workers.cores(len(unfinished))) if on_cpu else 1
+        together = f"{lanes} at a time" if on_cpu else "those of a program together"
+        display.say(f"{len(runs)} runs, {finished} of them finished; training {together}")
+        with display.of_runs(unfinished, lanes, finished) as shown:
+            (_train_on_every_core if on_cpu else _train_by_program)(unfinished, shown)
     # A finished run may have been trained alone, under another name.
     return [{**history.load(run.workdir / HISTORY), "name": run.name} for run in runs]
+
+
+def _train_on_every_core(runs: Sequence[Run], shown: RunsDisplay) -> None:
+    for finished in workers.train_on_every_core(runs, shown.advance):
+        for number in finished:
+            shown.finish(number, history.load(runs[number].workdir / HISTORY))
+        shown.draw()
+
+
+def _train_by_program(runs: Sequence[Run], shown: RunsDisplay) -> None:
+    for group in train.groups_to_train(runs):
+        numbers = [runs.index(run) for run in group]
+
+        def observe(program: Program, progress: Progress, numbers: list[int] = numbers) -> None:
+            for number in numbers:
+                shown.advance(number, progress.step / program.steps_per_epoch)
+            shown.draw()
+
+        train.train_together(group, observe)
+        for number in numbers:
+            shown.finish(number, history.load(runs[number].workdir / HISTORY))

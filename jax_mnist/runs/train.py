@@ -1,18 +1,27 @@
 """Trains runs and writes their files: metrics, checkpoints and results."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from jax_mnist import config as config_lib
 from jax_mnist.data.files import PathLike
 from jax_mnist.nn.cnn import layer_table
-from jax_mnist.runs import checkpoints, compiler, history, loop, metric_writers, processes, results
+from jax_mnist.runs import (
+    checkpoints,
+    compiler,
+    display,
+    history,
+    loop,
+    metric_writers,
+    processes,
+    results,
+)
+from jax_mnist.runs.display import Observer
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.run import (
@@ -27,8 +36,6 @@ from jax_mnist.runs.run import (
 )
 from jax_mnist.runs.signals import StoppedError, stop_signals
 from jax_mnist.training.recipe import make_model
-
-Observer = Callable[[Program, Progress], None]
 
 
 class CheckpointPolicy(NamedTuple):
@@ -84,16 +91,22 @@ def train(
         if fresh:
             loop.load(config)  # reports errors in the data before anything is moved
             if processes.is_first_process() and (aside := move_aside(workdir)):
-                processes.say(f"moved {workdir} to {aside}")
+                display.say(f"moved {workdir} to {aside}")
     with processes.fail_together():  # before any process writes
         runs = replicas(name, config, workdir)
         groups = groups_to_train(runs)
+        if groups:
+            loop.load(config)  # prepares the data, and prints its summary, before there is a bar
     if not groups:
-        processes.say(f"{workdir} is finished: nothing to do (--fresh starts over)")
+        display.say(f"{workdir} is finished: nothing to do (--fresh starts over)")
     else:
-        processes.say(layer_table(make_model(config)))
+        display.say(layer_table(make_model(config)))
     for group in groups:
-        with _progress_bar() as observe:
+        if config.replicas > 1:
+            display.say(
+                f"training {display.who(group)}" + ", whose mean is shown" * (len(group) > 1)
+            )
+        with display.of_epochs() as observe:
             train_together(group, observe, policy)
     return [history.load(run.workdir / HISTORY) for run in runs]
 
@@ -165,7 +178,7 @@ def train_together(
             if number or (ended and len(progress.epochs) % policy.every == 0):
                 checkpoints.save(program, progress, policy.keep)
             if number and not _is_complete(program, progress):
-                where = _where(program, progress.step)
+                where = display.where(program, progress.step)
                 message = f"stopped and saved {where}; run the same command again to resume"
                 raise StoppedError(message, number)
         records = _save_results(program, progress)
@@ -178,7 +191,7 @@ def train_together(
 def _resume(program: Program, progress: Progress, step: int | None) -> Progress:
     if step is None:
         return progress
-    processes.warn(f"resuming {_where(program, step)}")
+    display.warn(f"{display.who(program.runs)}: resuming {display.where(program, step)}")
     return checkpoints.restore(program, progress, step)
 
 
@@ -195,63 +208,16 @@ def _is_complete(program: Program, progress: Progress) -> bool:
     return len(progress.epochs) == program.epochs or not progress.active.any()
 
 
-def _where(program: Program, step: int) -> str:
-    epoch, within = divmod(step - 1, program.steps_per_epoch)
-    return f"in epoch {epoch + 1}, after step {within + 1} of {program.steps_per_epoch}"
-
-
 def _report_divergence(program: Program, before: Progress, after: Progress) -> None:
     """Warns about each run that has just diverged: when it did, and the likely cause."""
     for number in np.flatnonzero(before.active & ~after.active).tolist():
         run, finite = program.runs[number], np.isfinite(after.partial.loss[number])
         config, epoch = run.config, (after.step - 1) // program.steps_per_epoch + 1
-        where = f"at epoch {epoch}, step {finite.argmin() + 1}"
+        where = f"in epoch {epoch}/{program.epochs}, at step {finite.argmin() + 1}"
         if finite.all():
-            where = f"at the evaluation after epoch {epoch}"
-        processes.warn(
+            where = f"at the evaluation after epoch {epoch}/{program.epochs}"
+        display.warn(
             f"{run.name}, seed {config.seed}: the loss was not finite {where}; the learning rate "
             f"({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) is likely "
             "too high"
         )
-
-
-def count_epochs(advance: Callable[[float], Any]) -> Observer:
-    """Returns an observer that calls `advance` with the epochs trained since its last call."""
-    counted = 0.0
-
-    def observe(program: Program, progress: Progress) -> None:
-        nonlocal counted
-        epochs = len(program.runs) * progress.step / program.steps_per_epoch
-        advance(epochs - counted)
-        counted = epochs
-
-    return observe
-
-
-@contextlib.contextmanager
-def _progress_bar() -> Iterator[Observer]:
-    with tqdm(
-        disable=not processes.is_first_process(),
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        delay=0.1,
-        bar_format="{desc} |{bar}| {rate_fmt}, {remaining} left{postfix}",
-    ) as bar:
-
-        def observe(program: Program, progress: Progress) -> None:
-            images = len(program.runs) * program.runs[0].config.batch_size  # in a step
-            bar.total = program.epochs * program.steps_per_epoch * images
-            epoch = min(progress.step // program.steps_per_epoch + 1, program.epochs)
-            bar.set_description(f"epoch {epoch}/{program.epochs}", refresh=False)
-            if progress.epochs and progress.active.any():
-                last = {k: v[progress.active].mean() for k, v in progress.epochs[-1].items()}
-                bar.set_postfix_str(
-                    f"training loss {last['train_loss']:.4f}, validation loss "
-                    f"{last['validation_loss']:.4f}, accuracy {last['validation_accuracy']:.2%}",
-                    refresh=False,
-                )
-            bar.update(progress.step * images - bar.n)
-            bar.refresh()
-
-        yield observe

@@ -15,18 +15,24 @@ from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.processes import LostProcessError
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.signals import StoppedError, stop_signals
-from jax_mnist.runs.train import count_epochs, train_together
+from jax_mnist.runs.train import train_together
 
 _BYTES_PER_PROCESS = 2**31  # 1.4 GB were measured
 _SECONDS_TO_SAVE = 20
 
 
-def train_on_every_core(runs: Sequence[Run], advance: Callable[[float], Any]) -> Iterator[None]:
-    """Trains runs, one on each core at a time, and yields as each one is finished.
+def train_on_every_core(
+    runs: Sequence[Run], advance: Callable[[int, float], None]
+) -> Iterator[list[int]]:
+    """Trains runs, one on each core at a time.
 
     Args:
       runs: Runs that are not finished.
-      advance: Called with the number of epochs that have been trained since its last call.
+      advance: Called with the number of a run and the epochs that it has behind it, before its
+        training and after every few steps.
+
+    Yields:
+      Every second, the numbers of the runs that have been finished since.
 
     Raises:
       LostProcessError: A worker was killed; the others have saved checkpoints.
@@ -34,25 +40,23 @@ def train_on_every_core(runs: Sequence[Run], advance: Callable[[float], Any]) ->
       Exception: Whatever `train_together` raises.
     """
     _prepare_data(runs)
-    cores = _cores(len(runs))
+    free = cores(len(runs))
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     free_cores, trained, stop = context.Queue(), context.Queue(), context.Event()
-    for core in cores:
+    for core in free:
         free_cores.put(core)
     with ProcessPoolExecutor(
-        len(cores), context, _start_worker, (free_cores, trained, stop)
+        len(free), context, _start_worker, (free_cores, trained, stop)
     ) as pool:
-        futures = {pool.submit(_train_in_worker, run) for run in runs}
+        futures = {pool.submit(_train_in_worker, *job): job[0] for job in enumerate(runs)}
         with stop_signals() as received:
             try:
-                for done in _completed(futures, received):
+                for done in _completed(set(futures), received):
                     while not trained.empty():
-                        advance(trained.get())
+                        advance(*trained.get())
                     for future in done:
                         future.result()
-                        yield
-                while not trained.empty():
-                    advance(trained.get())
+                    yield [futures[future] for future in done]
             except BrokenProcessPool:
                 stop.set()
                 _wait_for_workers()
@@ -78,13 +82,13 @@ def _prepare_data(runs: Sequence[Run]) -> None:
         datasets.load(*arguments)
 
 
-def _cores(runs: int) -> list[int | None]:
+def cores(runs: int) -> list[int | None]:
     """The core of each worker, limited by memory; None if the system cannot bind processes."""
-    cores: list[int | None] = [None] * (os.cpu_count() or 1)
+    found: list[int | None] = [None] * (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
-        cores = [*sorted(os.sched_getaffinity(0))]
+        found = [*sorted(os.sched_getaffinity(0))]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return cores[: max(1, min(runs, memory // _BYTES_PER_PROCESS))]
+    return found[: max(1, min(runs, memory // _BYTES_PER_PROCESS))]
 
 
 def _completed(
@@ -127,11 +131,9 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _train_in_worker(run: Run) -> None:
-    count = count_epochs(_worker["trained"].put)
-
+def _train_in_worker(number: int, run: Run) -> None:
     def observe(program: Program, progress: Progress) -> None:
-        count(program, progress)
+        _worker["trained"].put((number, progress.step / program.steps_per_epoch))
         if _worker["stop"].is_set():
             signal.raise_signal(signal.SIGTERM)
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
-from records import make_record
+from records import diverged, make_record
 
 from jax_mnist.analysis import drawing, mistakes, plots, study_plots
 from jax_mnist.runs import history
@@ -91,8 +91,9 @@ FIGURES = {
     "25 epochs": lambda: accuracy(eight(25)),
     "1 epoch": lambda: loss(eight(1)),
     "thirty records": lambda: accuracy(
-        [make_record("a_name_of_thirty_two_letters_" + "mno", seed=i) for i in range(30)]
+        [make_record("a_name_of_thirty_two_letters_" + "mno") for _ in range(30)]
     ),
+    "seeds": lambda: accuracy([make_record(n, i) for n in ("bn", "gbn") for i in range(3)]),
     "broken run": lambda: loss(
         [make_record(losses=[0.2, np.inf, np.nan]), make_record("bn", losses=[0.2, 0.0, -1.0])]
     ),
@@ -190,7 +191,7 @@ def test_eight_lines_differ_in_more_than_colour(draw):
 
 
 def test_lines_beyond_eight_still_differ():
-    figure = accuracy([make_record(seed=i) for i in range(30)])
+    figure = accuracy([make_record(f"{i}") for i in range(30)])
     looks = [
         (line.get_color(), line.get_marker(), line.get_linestyle())
         for line in figure.axes[0].get_lines()
@@ -293,6 +294,27 @@ def test_records_of_one_name_are_told_apart():
     expected = ["gbn seed 0", "gbn seed 1", "gbn seed 1 #2", "bn"]
     assert plots.record_names(records) == expected
     assert legend_of(accuracy(records)) == [f"{x}  99.00 %" for x in expected]
+
+
+def test_seeds_of_one_name_are_a_mean_in_a_band():
+    finals = (0.98, 0.99, 0.97)
+    records = [
+        make_record("gbn", seed, (0.9, final), examples=1000) for seed, final in enumerate(finals)
+    ]
+    figure = accuracy([*records, make_record("bn", accuracies=(0.9, 0.96))])
+    assert legend_of(figure) == ["gbn, 3 seeds  98.00 %", "bn  96.00 %"]
+    (axes,) = figure.axes
+    np.testing.assert_allclose([line.get_ydata()[-1] for line in axes.get_lines()], [2.0, 4.0])
+    (band,) = axes.collections
+    (path,) = band.get_paths()
+    last = path.vertices[path.vertices[:, 0] == 2, 1]
+    np.testing.assert_allclose([last.min(), last.max()], [1.0, 3.0])
+
+
+def test_a_seed_that_diverged_is_left_out_of_the_mean():
+    records = [make_record("gbn", 0, (0.9, 0.98)), make_record("gbn", 1, (0.9, 0.99))]
+    figure = accuracy([*records, diverged("gbn", 2)])
+    assert legend_of(figure) == ["gbn, 2 of 3 seeds  98.50 %"]
 
 
 def test_odd_names_are_shown_as_they_are():
@@ -399,8 +421,8 @@ def run(*command):
 def test_the_script_draws_from_pickles_alone(tmp_path):
     for name in ("bn", "gbn"):
         history.save(tmp_path / "runs" / name / "history.pkl", make_record(name, mistakes=2))
-    files = sorted((tmp_path / "runs").glob("*/history.pkl"))
-    process = run(sys.executable, "scripts/plot.py", *files, "--out", tmp_path / "new" / "out")
+    paths = (tmp_path / "runs" / "bn" / "history.pkl", tmp_path / "runs" / "gbn")  # file, folder
+    process = run(sys.executable, "scripts/plot.py", *paths, "--out", tmp_path / "new" / "out")
     expected = ["validation_accuracy.png", "validation_loss.png"]
     expected += [
         f"{kind}_{n}.png" for n in ("bn", "gbn") for kind in ("misclassified", "confusion")

@@ -130,7 +130,7 @@ def lose_one(workdir, shape):
 
 def test_two_processes_train_the_replicas_of_one(alone, tmp_path):
     (first, _), second = finish(start(tmp_path / "ghost", (8, 1)))
-    assert "seed 2: validation accuracy" in first
+    assert "seed 2: val acc" in first
     assert second[1] == ""
     gloo = second[0].splitlines()  # whose threads write at the same time
     assert all("[Gloo]" in line or not line.strip() for line in gloo), second[0]
@@ -153,7 +153,7 @@ def test_when_one_of_two_processes_is_lost_the_other_ends_and_one_resumes(
     for path in (tmp_path / "ghost").glob("*/config.json"):
         path.write_text(path.read_text().replace('"epochs": 200', f'"epochs": {epochs}'))
     records = train(config(replicas=3, epochs=epochs, data_devices=4), tmp_path / "ghost")
-    assert f"resuming in epoch {newest // 10}, after step 10" in capsys.readouterr().err
+    assert f"seeds 0 to 2: resuming after epoch {newest // 10}/{epochs}" in capsys.readouterr().err
     assert all(len(record["metrics"]["seconds"]) == epochs for record in records)
 
 

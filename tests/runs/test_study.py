@@ -115,8 +115,8 @@ def test_an_error_in_a_worker_is_the_studys(tmp_path):
 
 
 def test_there_is_a_worker_for_each_core_and_run():
-    cores = workers._cores(10_000)
-    assert len(workers._cores(1)) == 1 and len(set(cores)) == len(cores) >= 1
+    cores = workers.cores(10_000)
+    assert len(workers.cores(1)) == 1 and len(set(cores)) == len(cores) >= 1
 
 
 def test_a_grid_has_every_combination():

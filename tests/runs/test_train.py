@@ -135,7 +135,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
     assert len(bad["metrics"]["train_loss"]) == 1 and history.has_diverged(bad)
     np.testing.assert_array_equal(good["metrics"]["train_loss"], run[1]["metrics"]["train_loss"])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "finite" in line]
-    assert re.match(r"bad, seed 0: the loss was not finite at epoch 1, step \d; the learn", line)
+    assert re.match(r"bad, seed 0: the loss was not finite in epoch 1/2, at step \d; ", line)
     assert "(0.2)" in line and "L2 1e+30" in line
     assert not (tmp_path / "bad" / "variables.msgpack").exists()
     assert len((tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()) == 1
@@ -155,7 +155,7 @@ def test_an_overflow_in_the_last_update_leaves_no_weights(tmp_path, capsys, monk
     (record,) = train(config(ema=0.0), tmp_path / "run")
     assert np.isfinite(record["metrics"]["train_loss"]).all()
     assert history.has_diverged(record)
-    assert "the loss was not finite at the evaluation after epoch 2" in capsys.readouterr().err
+    assert "the loss was not finite at the evaluation after epoch 2/2" in capsys.readouterr().err
     assert not (tmp_path / "run" / "variables.msgpack").exists()
 
 
@@ -168,7 +168,7 @@ def test_a_run_that_was_cut_off_resumes_even_if_a_field_is_new(run, tmp_path, ca
     del known["shear"]  # as if the run had been begun before the field was added
     (workdir / "config.json").write_text(json.dumps(known))
     (record,) = train(config(), workdir)
-    assert "resuming in epoch 1, after step 4 of 4" in capsys.readouterr().err
+    assert "small, seed 0: resuming after epoch 1/2" in capsys.readouterr().err
     assert_same(record, run[1])
 
 
@@ -178,9 +178,9 @@ def test_more_and_fewer_seeds_of_runs_that_were_cut_off(run, tmp_path, capsys, b
     with pytest.raises(Cut):
         train_together(run_lib.replicas("small", config(replicas=before), workdir), cut_after(1))
     records = train(config(replicas=after), workdir)
-    assert capsys.readouterr().err.count("resuming in epoch 1, ") == 1
+    assert capsys.readouterr().err.count("resuming after epoch 1/2") == 1
     train(config(replicas=3), workdir)
-    assert capsys.readouterr().err.count("resuming in epoch 1, ") == (after == 2)
+    assert capsys.readouterr().err.count("resuming after epoch 1/2") == (after == 2)
     assert_same(records[0], run[1])
     (alone,) = train(config(seed=1), tmp_path / "alone" / "small")
     assert_same(records[1], alone)
@@ -191,7 +191,7 @@ def test_a_run_killed_between_its_last_writes_resumes_at_its_end(tmp_path, capsy
     (expected,) = train(config(), workdir)
     (workdir / "history.pkl").unlink()
     (record,) = train(config(), workdir)
-    assert "resuming in epoch 2, after step 4" in capsys.readouterr().err
+    assert "resuming after epoch 2/2" in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, record, expected)
 
 
@@ -203,12 +203,12 @@ def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch,
         if progress.step == 6:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(StoppedError, match="in epoch 2, after step 2 of 4; run the same") as error:
+    with pytest.raises(StoppedError, match="in epoch 2/2, after step 2 of 4; run") as error:
         train_together([one], stop)
     assert error.value.signal == signal.SIGTERM
     assert (one.workdir / "checkpoints" / "6.msgpack").exists()
     (record,) = train_together([one], ignore)
-    assert "resuming in epoch 2, after step 2 of 4" in capsys.readouterr().err
+    assert "resuming in epoch 2/2, after step 2 of 4" in capsys.readouterr().err
     assert_same(record, run[1])
 
 

@@ -153,7 +153,7 @@ SCRIPTS = {
             *FIELDS,
         ],
     ),
-    "study.py": ([], ["--seeds", "--workdir", *FIELDS]),
+    "study.py": ([], ["--config", "--quick", "--seeds", "--workdir", *FIELDS]),
     "sweep.py": (
         [*CONFIG, "--vary=l2=0"],
         [
