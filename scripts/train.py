@@ -21,8 +21,7 @@ from command_line import fail, run
 from ml_collections import config_flags
 
 from jax_mnist.analysis import run as one_run
-from jax_mnist.runs import history, processes
-from jax_mnist.runs import train as training
+from jax_mnist.runs import history, processes, trainer
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of the experiment; --config.field=value overrides a field."
@@ -53,8 +52,8 @@ def main(arguments):
         processes.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    records = training.train(
-        _CONFIG.value, workdir, _FRESH.value, training.CheckpointPolicy(_EVERY.value, _KEEP.value)
+    records = trainer.train(
+        _CONFIG.value, workdir, _FRESH.value, trainer.CheckpointPolicy(_EVERY.value, _KEEP.value)
     )
     for record in records:
         if history.has_diverged(record):

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import config as config_lib
-from jax_mnist.runs import study, train
+from jax_mnist.runs import study, trainer
 from jax_mnist.training.augment import AugmentParams
 from jax_mnist.training.optim import make_schedule
 from jax_mnist.training.recipe import make_hyperparameters
@@ -87,7 +87,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
 def test_a_config_that_is_not_made_from_the_base_is_refused(config, message, tmp_path):
     for use in (
         config_lib.check,
-        lambda c: train.train(c, tmp_path / "run"),
+        lambda c: trainer.train(c, tmp_path / "run"),
         lambda c: study.paired_runs({"x": c}, 2, tmp_path),
     ):
         with pytest.raises(config_lib.ConfigError, match=message) as error:

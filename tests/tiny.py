@@ -16,7 +16,6 @@ import pytest
 
 from jax_mnist import config as config_lib
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.runs import train
 from jax_mnist.training import recipe
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +48,6 @@ def network(quickly_compiled=True):
             "make_model",
             lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
         )
-        patch.setattr(train, "layer_table", lambda model: "a tiny network")
         jax.config.update("jax_disable_most_optimizations", quickly_compiled)
         try:
             yield

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, export
@@ -14,7 +15,9 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def serialize(
-    model: CNN, variables: dict[str, Any], normalization: augment.Normalization = augment.MNIST
+    model: nn.Module,
+    variables: dict[str, Any],
+    normalization: augment.Normalization = augment.MNIST,
 ) -> bytes:
     """Serializes the function from images to class probabilities, including its weights.
 
@@ -31,7 +34,9 @@ def serialize(
     Returns:
       Bytes for `jax.export.deserialize`; the function runs on each of `PLATFORMS`.
     """
-    plain = model.clone(operations=PLAIN)  # the order of axes that every platform knows
+    plain = model
+    if isinstance(model, CNN):
+        plain = model.clone(operations=PLAIN)  # the order of axes that every platform knows
 
     @jax.jit
     def probabilities(images: Array) -> Array:

@@ -79,7 +79,7 @@ class Conv(nn.Module):
 
 
 class CNN(nn.Module):
-    """The network of `LAYERS`.
+    """A network of convolutions, by default that of `LAYERS`.
 
     A model is a static argument of compiled functions, and two models with different `norm` objects
     are different arguments: for one compiled program, use one object (`functools.partial` does not
@@ -91,6 +91,8 @@ class CNN(nn.Module):
         `functools.partial(GhostBatchNorm, ghost_batch_size=32)`.
       operations: The operations to use; by default, the fastest on JAX's default backend. All
         use the same parameters, and give the same results except for rounding.
+      layers: The layers. The last one must leave a height and width of 1, and its features are the
+        classes.
 
     Example::
 
@@ -104,6 +106,7 @@ class CNN(nn.Module):
 
     norm: Callable[..., nn.Module] = functools.partial(BatchNorm, momentum=0.9)
     operations: Operations | None = None
+    layers: tuple[Layer, ...] = LAYERS
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -115,7 +118,7 @@ class CNN(nn.Module):
             ones, or to normalise with the running ones.
 
         Returns:
-          Logits, `[batch, 10]`.
+          Logits, `[batch, classes]`.
 
         Raises:
           ValueError: A layer names an unknown operation.
@@ -130,7 +133,7 @@ class CNN(nn.Module):
             batch_axis=operations.batch_axis,
         )
         channels, x = x.shape[3], operations.from_images(x)
-        for number, layer in enumerate(LAYERS, start=1):
+        for number, layer in enumerate(self.layers, start=1):
             x = Conv(channels, layer.features, layer.size, operations, name=f"conv{number}")(x)
             channels = layer.features
             for step in layer.then:
@@ -164,7 +167,7 @@ def layer_table(model: CNN) -> str:
 
     norm = type(model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)).__name__
     lines = [f"{'':2}  {'layer':8}  {'output':8}  {'parameters':>10}  then"]
-    for number, layer in enumerate(LAYERS, start=1):
+    for number, layer in enumerate(model.layers, start=1):
         kernel = f"conv {layer.size}x{layer.size}"
         shape = "x".join(map(str, outputs[f"conv{number}"]["__call__"][0].shape[1:]))
         names = {"norm": f"{norm} ({count(f'norm{number}')})"}

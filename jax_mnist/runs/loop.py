@@ -125,7 +125,8 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
             )
         ]
     examples = len(train.images)
-    made = recipe.make_recipe(config, examples, _normalization(config, train), mesh)
+    constants = _normalization(config, train)
+    made = recipe.make_recipe(config, examples, constants, mesh, runs[0].parts)
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
     hyper, state = init_replicas(

@@ -58,7 +58,7 @@ def _record(program: Program, run: Run, validation: Dataset, evaluation: Evaluat
     return {
         "schema": history.SCHEMA,
         "name": run.name,
-        "config": run.config.to_dict(),
+        "config": run.settings(),
         "seed": run.config.seed,
         "predictions": {
             "label": labels.astype(np.int32),

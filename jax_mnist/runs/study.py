@@ -11,7 +11,7 @@ from tqdm import tqdm
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.files import PathLike
-from jax_mnist.runs import history, train, workers
+from jax_mnist.runs import history, trainer, workers
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.run import HISTORY, Run, check_name, is_finished
 
@@ -84,7 +84,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
 
     Raises:
       ConfigError: A folder holds a run of another config, and nothing was trained; or see
-        `train.train_together`.
+        `trainer.train_together`.
       DatasetError: The data cannot be loaded.
       HistoryError: A history cannot be read.
       LostProcessError: A worker process was killed; the others saved checkpoints.
@@ -109,8 +109,8 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
             for _ in workers.train_on_every_core(unfinished, bar.update):
                 show_finished(1)
         else:
-            for group in train.groups_to_train(unfinished):
-                train.train_together(group, train.count_epochs(bar.update))
+            for group in trainer.groups_to_train(unfinished):
+                trainer.train_together(group, trainer.count_epochs(bar.update))
                 show_finished(len(group))
     # A finished run may have been trained alone, under another name.
     return [{**history.load(run.workdir / HISTORY), "name": run.name} for run in runs]

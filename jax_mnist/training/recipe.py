@@ -12,11 +12,15 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from jax_mnist.config import ConfigError
+from jax_mnist.nn import cnn
 from jax_mnist.nn.cnn import CNN, BatchNorm
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 from jax_mnist.training import optim
 from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
+from jax_mnist.training.losses import cross_entropy
 from jax_mnist.training.mesh import DATA, size
+from jax_mnist.training.parts import AS_CONFIGURED, Loss, MakeOptimizer, Parts
 
 
 @flax.struct.dataclass
@@ -51,6 +55,8 @@ class Recipe(NamedTuple):
       average: Whether an exponential moving average of the weights is kept, and evaluated.
       normalization: Constants that normalise the images.
       mesh: See `mesh.make_mesh`. If it spreads the batch, norms must average over its axis `data`.
+      loss: The loss of a batch, see `Parts`.
+      optimizer: See `Parts`; by default `optim.sgd` with the hyper-parameters.
     """
 
     model: nn.Module
@@ -60,6 +66,8 @@ class Recipe(NamedTuple):
     average: bool = False
     normalization: Normalization = MNIST
     mesh: Mesh | None = None
+    loss: Loss = cross_entropy
+    optimizer: MakeOptimizer | None = None
 
 
 def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
@@ -68,7 +76,11 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     Equal configs give equal networks, so that they share compiled programs. `axis_name` is the
     mapped axis over which the batch is spread, if it is.
     """
-    common = {"momentum": config.norm_momentum, "axis_name": axis_name}
+    common = {
+        "layers": cnn.LAYERS,
+        "momentum": config.norm_momentum,
+        "axis_name": axis_name,
+    }
     if config.norm == "batch":
         return _make_model(BatchNorm, **common)
     ghosts = {"ghost_batch_size": config.ghost_batch_size, "stats_update": config.stats_update}
@@ -76,8 +88,10 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
 
 
 @functools.cache  # since a `functools.partial` is equal only to itself
-def _make_model(norm: Callable[..., nn.Module], **arguments: Any) -> CNN:
-    return CNN(norm=functools.partial(norm, **arguments))
+def _make_model(
+    norm: Callable[..., nn.Module], layers: tuple[cnn.Layer, ...], **arguments: Any
+) -> CNN:
+    return CNN(norm=functools.partial(norm, **arguments), layers=layers)
 
 
 def make_recipe(
@@ -85,16 +99,29 @@ def make_recipe(
     examples: int,
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
+    parts: Parts = AS_CONFIGURED,
 ) -> Recipe:
-    """Returns the recipe of a config for training on `examples` examples."""
+    """Returns the recipe of a config for training on `examples` examples.
+
+    Raises:
+      ConfigError: The mesh spreads the batch, but `parts` has a network, whose norms may not
+        average over devices.
+    """
+    spread = size(mesh, DATA) > 1
+    if spread and parts.model is not None:
+        raise ConfigError(
+            "a network of your own cannot spread a batch: set config.data_devices to 1"
+        )
     return Recipe(
-        model=make_model(config, DATA if size(mesh, DATA) > 1 else None),
+        model=parts.model or make_model(config, DATA if spread else None),
         schedule=config.schedule,
         steps=config.epochs * (examples // config.batch_size),
         nesterov=config.nesterov,
         average=config.ema > 0,
         normalization=normalization,
         mesh=mesh,
+        loss=parts.loss or cross_entropy,
+        optimizer=parts.optimizer,
     )
 
 
@@ -111,6 +138,8 @@ def make_optimizer(
     recipe: Recipe, hyper: Hyperparameters, learning_rate: ArrayLike
 ) -> optax.GradientTransformation:
     """The optimiser of a step with the given learning rate, see `make_schedule`."""
+    if recipe.optimizer is not None:
+        return recipe.optimizer(learning_rate)
     return optim.sgd(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
 
 

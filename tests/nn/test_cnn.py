@@ -143,12 +143,12 @@ def flax_norm(*, batch_axis, **arguments):
     ],
 )
 @pytest.mark.usefixtures("quickly_compiled")
-def test_the_operations_are_the_plain_ones_with_any_norm(norm, train, monkeypatch):
-    monkeypatch.setattr(model, "LAYERS", SMALL)
+def test_the_operations_are_the_plain_ones_with_any_norm(norm, train):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(10, 10, 10, 1)).astype(np.float32)
     weights = rng.normal(size=(10, 2)).astype(np.float32)
-    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_FIRST, BATCH_LAST)]
+    operations = (PLAIN, BATCH_FIRST, BATCH_LAST)
+    networks = [model.CNN(norm=norm, operations=o, layers=SMALL) for o in operations]
     given = jax.eval_shape(lambda: networks[0].init(jax.random.key(0), images, train=True))
     given = jax.tree.map(lambda a: np.float32(rng.uniform(0.1, 0.9, a.shape)), given)
     params, others = given.pop("params"), given
@@ -184,11 +184,10 @@ def test_norms_without_modes_have_the_same_parameters(norm):
     assert model.parameter_count(found["params"]) == 8546
 
 
-def test_a_misspelt_operation_of_a_layer_is_an_error(monkeypatch):
+def test_a_misspelt_operation_of_a_layer_is_an_error():
     layers = (model.Layer(3, 10, ("ReLU",)), model.Layer(3, 10, ("norm", "Relu")))
-    monkeypatch.setattr(model, "LAYERS", layers)
     with pytest.raises(ValueError, match="layer 2 has an unknown operation: 'Relu'"):
-        jax.eval_shape(lambda: model.CNN().init(jax.random.key(0), IMAGES, train=True))
+        jax.eval_shape(lambda: model.CNN(layers=layers).init(jax.random.key(0), IMAGES, train=True))
 
 
 def test_the_default_operations_are_the_backends():
