@@ -53,7 +53,10 @@ BAD = [
     ("momentum", 1.0), ("ema", 1.0), ("norm_momentum", -0.1), ("seed", -1), ("seed", 2**31),
     ("rotation", 181.0), ("shift", -1.0), ("scale", 1.0), ("shear", 90.0), ("brightness", -0.1),
     ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
-    ("dataset", "minst"), ("replicas", 0), ("replica_devices", -1), ("data_devices", -1),
+    ("optimizer", "adam"), ("dropout_position", "first"), ("width", 0), ("final_rate", 1.1),
+    ("label_smoothing", 1.0), ("dropout", 1.0), ("mixup", -0.1), ("sam", -0.1), ("elastic", 29.0),
+    ("cutout", 29.0), ("dataset", "minst"), ("replicas", 0),
+    ("replica_devices", -1), ("data_devices", -1),
 ]  # fmt: skip
 
 
@@ -136,7 +139,7 @@ def test_replicas_of_one_program_differ_only_in_fields_that_the_table_allows():
     assert own == set(dataclasses.asdict(make_hyperparameters(config_lib.base()))) - {"augment"} | {
         field.name for field in dataclasses.fields(AugmentParams)
     } | {"seed"}
-    assert set(fields) == set(config_lib.base()) - own | {"average"}
+    assert set(fields) == set(config_lib.base()) - own | {"uses"}
 
 
 @pytest.mark.parametrize("name", config_lib.SCHEDULES)

@@ -29,13 +29,15 @@ class Tiny(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x, train, dropout=None):
         x = x.reshape(len(x), 4, 7, 4, 7).mean((2, 4)).reshape(len(x), 16)
         common = {"use_running_average": not train, "momentum": 0.5, "axis_name": self.axis_name}
         if self.norm == "ghost":
             x = GhostBatchNorm(ghost_batch_size=self.ghost_batch_size, **common)(x)
         else:
             x = nn.BatchNorm(**common)(x)
+        if dropout is not None:
+            x *= dropout.factors(16)
         return nn.Dense(10)(x)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -20,3 +21,23 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     labelled = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     of_labels = jnp.where(labelled, logits, 0).sum(-1)
     return (jax.nn.logsumexp(logits, axis=-1) - of_labels).mean()
+
+
+def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLike) -> Array:
+    """Cross entropy with `smoothing` of each label's probability spread evenly over all classes.
+
+    Args:
+      logits: float `[batch, classes]`.
+      labels: int32 `[batch]`.
+      smoothing: The share that is spread, in [0, 1].
+
+    Returns:
+      A scalar, the mean.
+
+    References:
+      Szegedy et al., "Rethinking the inception architecture for computer vision",
+      arXiv:1512.00567, section 7.
+    """
+    uniform = (jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)).mean()
+    share = jnp.asarray(smoothing)
+    return (1 - share) * cross_entropy(logits, labels) + share * uniform

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.nn import cnn
 from jax_mnist.nn.cnn import CNN, BatchNorm
@@ -32,7 +33,12 @@ class Hyperparameters:
       l1: See `optim.sgd`.
       l2: See `optim.sgd`.
       momentum: See `optim.sgd`.
-      ema: Decay of the weight average per step; used if `Recipe.average` is set.
+      ema: Decay of the weight average per step.
+      final_rate: See `optim.make_schedule`.
+      label_smoothing: See `losses.smoothed_cross_entropy`.
+      dropout: See `cnn.Dropout`.
+      mixup: See `regularizers.mixup`.
+      sam: See `regularizers.sharpest_nearby`.
       augment: Strengths of the augmentation.
     """
 
@@ -41,6 +47,11 @@ class Hyperparameters:
     l2: ArrayLike = 0.0
     momentum: ArrayLike = 0.9
     ema: ArrayLike = 0.0
+    final_rate: ArrayLike = 0.0
+    label_smoothing: ArrayLike = 0.0
+    dropout: ArrayLike = 0.0
+    mixup: ArrayLike = 0.0
+    sam: ArrayLike = 0.0
     augment: AugmentParams = AugmentParams()
 
 
@@ -52,22 +63,23 @@ class Recipe(NamedTuple):
       schedule: One of `config.SCHEDULES`.
       steps: Steps of the whole run.
       nesterov: Whether momentum is Nesterov's.
-      average: Whether an exponential moving average of the weights is kept, and evaluated.
+      uses: The hyper-parameters that a step is compiled for, of those that cost time; see
+        `config.used`.
       normalization: Constants that normalise the images.
       mesh: See `mesh.make_mesh`. If it spreads the batch, norms must average over its axis `data`.
       loss: The loss of a batch, see `Parts`.
-      optimizer: See `Parts`; by default `optim.sgd` with the hyper-parameters.
+      optimizer: One of `config.OPTIMIZERS`, with the hyper-parameters; or see `Parts`.
     """
 
     model: nn.Module
     schedule: str
     steps: int
     nesterov: bool = False
-    average: bool = False
+    uses: frozenset[str] = frozenset()
     normalization: Normalization = MNIST
     mesh: Mesh | None = None
     loss: Loss = cross_entropy
-    optimizer: MakeOptimizer | None = None
+    optimizer: str | MakeOptimizer = "sgd"
 
 
 def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
@@ -77,7 +89,8 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     mapped axis over which the batch is spread, if it is.
     """
     common = {
-        "layers": cnn.LAYERS,
+        "layers": cnn.widened(config.width),
+        "dropout_position": config.dropout_position,
         "momentum": config.norm_momentum,
         "axis_name": axis_name,
     }
@@ -89,9 +102,13 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
 
 @functools.cache  # since a `functools.partial` is equal only to itself
 def _make_model(
-    norm: Callable[..., nn.Module], layers: tuple[cnn.Layer, ...], **arguments: Any
+    norm: Callable[..., nn.Module],
+    layers: tuple[cnn.Layer, ...],
+    dropout_position: str,
+    **arguments: Any,
 ) -> CNN:
-    return CNN(norm=functools.partial(norm, **arguments), layers=layers)
+    made = functools.partial(norm, **arguments)
+    return CNN(norm=made, layers=layers, dropout_position=dropout_position)
 
 
 def make_recipe(
@@ -104,25 +121,33 @@ def make_recipe(
     """Returns the recipe of a config for training on `examples` examples.
 
     Raises:
-      ConfigError: The mesh spreads the batch, but `parts` has a network, whose norms may not
-        average over devices.
+      ConfigError: `parts` cannot be combined with the config or the mesh.
     """
     spread = size(mesh, DATA) > 1
-    if spread and parts.model is not None:
-        raise ConfigError(
-            "a network of your own cannot spread a batch: set config.data_devices to 1"
-        )
+    _check_parts(config, parts, spread)
     return Recipe(
         model=parts.model or make_model(config, DATA if spread else None),
         schedule=config.schedule,
         steps=config.epochs * (examples // config.batch_size),
         nesterov=config.nesterov,
-        average=config.ema > 0,
+        uses=config_lib.used(config),
         normalization=normalization,
         mesh=mesh,
         loss=parts.loss or cross_entropy,
-        optimizer=parts.optimizer,
+        optimizer=parts.optimizer or config.optimizer,
     )
+
+
+def _check_parts(config: ConfigDict, parts: Parts, spread: bool) -> None:
+    wrong = ""
+    if spread and parts.model is not None:  # its norms may not average over devices
+        wrong = "a network of your own cannot spread a batch: set config.data_devices to 1"
+    elif config.dropout > 0 and not isinstance(parts.model, cnn.CNN | None):
+        wrong = "config.dropout is of this package's CNN: use nn.Dropout in a network of your own"
+    elif config.label_smoothing > 0 and parts.loss is not None:
+        wrong = "config.label_smoothing is of cross entropy: smooth the labels in your own loss"
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
@@ -138,11 +163,12 @@ def make_optimizer(
     recipe: Recipe, hyper: Hyperparameters, learning_rate: ArrayLike
 ) -> optax.GradientTransformation:
     """The optimiser of a step with the given learning rate, see `make_schedule`."""
-    if recipe.optimizer is not None:
+    if callable(recipe.optimizer):
         return recipe.optimizer(learning_rate)
-    return optim.sgd(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
+    make = {"sgd": optim.sgd, "muon": optim.muon}[recipe.optimizer]
+    return make(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
 
 
 def make_schedule(recipe: Recipe, hyper: Hyperparameters) -> optax.Schedule:
     """The learning rate of a run at each of its steps, counted from 0."""
-    return optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
+    return optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps, hyper.final_rate)

@@ -18,11 +18,10 @@ from jax.typing import ArrayLike
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import Compiled, separate
 from jax_mnist.training import augment, packing
-from jax_mnist.training.mesh import DATA, REPLICA, size, spread
+from jax_mnist.training.mesh import DATA, REPLICA, example_keys, size, spread
+from jax_mnist.training.objective import gradient
 from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer, make_schedule
 from jax_mnist.training.state import TrainState
-
-_OTHER = 2  # `jax.random.split(key)` makes the keys 0, for orders, and 1, for augmentation
 
 
 class StepMetrics(NamedTuple):
@@ -82,19 +81,7 @@ def _train_step(
     chex.assert_rank([index, state.step], [1, 0])
     images = _augmented(recipe, hyper, state, jnp.asarray(data.images)[index])
     labels = jnp.asarray(data.labels)[index]
-    key = jax.random.fold_in(jax.random.fold_in(state.key, _OTHER), state.step)
-
-    def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
-        logits, updated = recipe.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        return recipe.loss(logits, labels), (logits, updated.get("batch_stats", {}))
-
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    grads, loss, logits, batch_stats = gradient(recipe, hyper, state, images, labels)
     accuracy = (logits.argmax(-1) == labels).mean()
     if size(recipe.mesh, DATA) > 1:
         grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), DATA)
@@ -118,13 +105,9 @@ def _train_step(
 
 
 def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array) -> Array:
-    """Augments the step's images. Their keys do not depend on how devices share the batch."""
-    shards, batch = size(recipe.mesh, DATA), len(images)
     key = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
-    keys = jax.random.split(key, shards * batch)
-    if shards > 1:
-        keys = jax.lax.dynamic_slice_in_dim(keys, batch * jax.lax.axis_index(DATA), batch)
-    return augment.augment_batch(keys, images, hyper.augment, recipe.normalization)
+    keys = example_keys(recipe.mesh, key, len(images))
+    return augment.augment_batch(keys, images, hyper.augment, recipe.normalization, recipe.uses)
 
 
 train_step = Compiled(_train_step, static_argnames="recipe")
