@@ -18,7 +18,7 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from jax_mnist.nn.xla import separate
-from jax_mnist.training import elastic
+from jax_mnist.training.distortions import cutout, displacement
 
 
 class Normalization(NamedTuple):
@@ -42,8 +42,8 @@ class AugmentParams:
       shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
       scale: The factor is uniform in `[1 - scale, 1 + scale]`.
       shear: In degrees; the angle along the x axis is uniform in `[-shear, shear]`.
-      elastic: In pixels; see `elastic.displacement`.
-      cutout: In pixels; see `cutout`.
+      elastic: In pixels; see `distortions.displacement`.
+      cutout: In pixels; see `distortions.cutout`.
     """
 
     brightness: ArrayLike = 0.0
@@ -187,29 +187,6 @@ def random_affine(
     )
 
 
-def cutout(key: Array, image: Array, side: ArrayLike) -> Array:
-    """Sets a square to zero, which is the mean of normalised images.
-
-    Args:
-      key: A key for this image alone.
-      image: An array `[height, width, channels]`.
-      side: Of the square, in pixels. Its centre is uniform over the pixels of the image, so that a
-        part of it may lie outside.
-
-    Returns:
-      An array of the same shape.
-
-    References:
-      DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
-      arXiv:1708.04552.
-    """
-    size, half = image.shape[:2], jnp.asarray(side) / 2
-    centre = jax.random.randint(key, (2, 1, 1), 0, jnp.array(size)[:, None, None])
-    offsets = jnp.indices(size) - centre
-    inside = jnp.all((-half <= offsets) & (offsets < half), axis=0)
-    return jnp.where(inside[:, :, None], 0, image)
-
-
 def augment(
     key: Array,
     image: Array,
@@ -232,10 +209,9 @@ def augment(
     jitter_key, affine_key = jax.random.split(key)
     x = image.astype(jnp.float32) / 255
     x = color_jitter(jitter_key, x, params.brightness, params.contrast)
-    displacement = None
-    if "elastic" in uses:
-        elastic_key = jax.random.fold_in(key, 2)  # a split makes the keys 0 and 1
-        displacement = elastic.displacement(elastic_key, image.shape[:2], params.elastic)
+    moved = None
+    if "elastic" in uses:  # a split of a key makes the keys 0 and 1
+        moved = displacement(jax.random.fold_in(key, 2), image.shape[:2], params.elastic)
     x = random_affine(
         affine_key,
         x,
@@ -243,7 +219,7 @@ def augment(
         shift=params.shift,
         scale=params.scale,
         shear=params.shear,
-        displacement=displacement,
+        displacement=moved,
     )
     x = normalize(x, *normalization)
     if "cutout" in uses:

@@ -201,11 +201,8 @@ def test_the_width_multiplies_the_hidden_features():
 @pytest.mark.parametrize(
     ("position", "then"),
     [
-        ("last", (model.Layer(3, 6, ("ReLU", "average-pool 4x4")), model.Layer(1, 10, ()))),
-        (
-            "max-pool",
-            (model.Layer(3, 6, ("max-pool 2x2",)), model.Layer(1, 5, ("average-pool 4x4",))),
-        ),
+        ("last", (("ReLU", "average-pool 4x4"), ())),
+        ("max-pool", (("max-pool 2x2",), ("average-pool 4x4",))),
     ],
 )
 @pytest.mark.usefixtures("quickly_compiled")

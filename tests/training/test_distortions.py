@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jax_mnist.training import augment, elastic
+from jax_mnist.training import augment, distortions
 
 KEYS = jax.random.split(jax.random.key(0), 3000)
 IMAGE = scipy.ndimage.gaussian_filter(np.random.default_rng(0).random((28, 28)), 1.5)
@@ -19,7 +19,7 @@ augmented = jax.jit(
 
 
 def test_displacements_are_smoothed_white_noise():
-    draw = jax.jit(jax.vmap(lambda key: elastic.displacement(key, (28, 20), 1.5)))
+    draw = jax.jit(jax.vmap(lambda key: distortions.displacement(key, (28, 20), 1.5)))
     fields = np.asarray(draw(KEYS))
     assert fields.shape == (3000, 2, 28, 20)
     noise = np.random.default_rng(1).normal(size=(3000, 68, 60))
@@ -34,7 +34,7 @@ def test_displacements_are_smoothed_white_noise():
 
 
 def test_the_waves_hold_nearly_all_of_the_covariance():
-    waves = elastic._waves(28)
+    waves = distortions._waves(28)
     distances = np.subtract.outer(np.arange(28), np.arange(28))
     np.testing.assert_allclose(waves @ waves.T, np.exp(-(distances**2) / 64), atol=2e-3)
     assert waves.shape == (28, 7)
@@ -62,7 +62,9 @@ def test_strength_zero_changes_nothing_and_another_does():
 
 def test_a_square_is_cut_out_around_a_pixel_of_the_image():
     image = np.ones((28, 20, 1), np.float32)
-    cut = np.asarray(jax.vmap(augment.cutout, in_axes=(0, None, None))(KEYS, image, 6.0))[..., 0]
+    cut = np.asarray(jax.vmap(distortions.cutout, in_axes=(0, None, None))(KEYS, image, 6.0))[
+        ..., 0
+    ]
     rows, columns = (cut == 0).any(2), (cut == 0).any(1)
     assert np.array_equal(cut == 0, rows[:, :, None] & columns[:, None])
     heights, widths = rows.sum(1), columns.sum(1)

@@ -1,4 +1,4 @@
-"""Elastic deformation of images: random displacements of pixels that vary smoothly."""
+"""Random changes of an image that are not affine: elastic deformation and cutout."""
 
 import functools
 
@@ -48,3 +48,26 @@ def _waves(size: int) -> np.ndarray:
     waves = (waves * np.sign(waves[0]) * np.sqrt(np.maximum(variances, 0)))[:, first:]
     waves /= np.linalg.norm(waves, axis=1, keepdims=True)  # the same variance everywhere
     return waves.astype(np.float32)
+
+
+def cutout(key: Array, image: Array, side: ArrayLike) -> Array:
+    """Sets a square to zero, which is the mean of normalised images.
+
+    Args:
+      key: A key for this image alone.
+      image: An array `[height, width, channels]`.
+      side: Of the square, in pixels. Its centre is uniform over the pixels of the image, so that a
+        part of it may lie outside.
+
+    Returns:
+      An array of the same shape.
+
+    References:
+      DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
+      arXiv:1708.04552.
+    """
+    size, half = image.shape[:2], jnp.asarray(side) / 2
+    centre = jax.random.randint(key, (2, 1, 1), 0, jnp.array(size)[:, None, None])
+    offsets = jnp.indices(size) - centre
+    inside = jnp.all((-half <= offsets) & (offsets < half), axis=0)
+    return jnp.where(inside[:, :, None], 0, image)
