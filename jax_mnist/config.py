@@ -164,6 +164,22 @@ FIELDS = (
         per_replica=True,
         optional=True,
     ),
+    Field("teacher", "", "The folder of finished runs to learn from; see `distillation`."),
+    Field(
+        "distillation",
+        0.0,
+        "Weight of the part of the loss that compares with the teachers, of 1.",
+        Range(0, 1),
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "temperature",
+        1.0,
+        "Softens the probabilities that are compared in distillation.",
+        Range(0.01, 1000),
+        per_replica=True,
+    ),
     Field("brightness", 0.1, "Brightness factors are 1 ± this.", _STRENGTH, per_replica=True),
     Field("contrast", 0.1, "Contrast factors are 1 ± this.", _STRENGTH, per_replica=True),
     Field("rotation", 7.0, "Largest rotation.", Range(0, 180), "degrees", per_replica=True),
@@ -239,6 +255,8 @@ def check(config: ConfigDict) -> None:
         _check_value(field, config[field.name])
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
+    if config.distillation > 0 and not config.teacher:
+        raise ConfigError("config.distillation needs config.teacher, the folder of finished runs")
     try:
         datasets.check_name(config.dataset)
     except datasets.DatasetError as error:

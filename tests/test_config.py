@@ -55,8 +55,8 @@ BAD = [
     ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
     ("optimizer", "adam"), ("dropout_position", "first"), ("width", 0), ("final_rate", 1.1),
     ("label_smoothing", 1.0), ("dropout", 1.0), ("mixup", -0.1), ("sam", -0.1), ("elastic", 29.0),
-    ("cutout", 29.0), ("dataset", "minst"), ("replicas", 0),
-    ("replica_devices", -1), ("data_devices", -1),
+    ("cutout", 29.0), ("distillation", 1.1), ("temperature", 0.0), ("dataset", "minst"),
+    ("replicas", 0), ("replica_devices", -1), ("data_devices", -1),
 ]  # fmt: skip
 
 
@@ -108,6 +108,15 @@ def test_a_misspelt_data_set_gets_a_proposal(tmp_path):
     config_lib.check(config)
 
 
+def test_distillation_needs_a_teacher():
+    config = config_lib.base()
+    config.distillation = 0.5
+    with pytest.raises(config_lib.ConfigError, match=r"needs config\.teacher, the folder"):
+        config_lib.check(config)
+    config.teacher = "runs/wide"
+    config_lib.check(config)
+
+
 def test_the_ends_of_the_ranges_are_allowed():
     config = config_lib.base()
     config.update(epochs=1, batch_size=1, ghost_batch_size=1, l1=0.0, momentum=0.0, rotation=180.0)
@@ -115,7 +124,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_every_field_but_free_text_is_checked():
-    text = {"train_split", "validation_split", "data_dir", "source_dir"}
+    text = {"train_split", "validation_split", "data_dir", "source_dir", "teacher"}
     switches = {"nesterov", "tensorboard"}
     assert {field for field, _ in BAD} | text | switches == set(config_lib.base())
 

@@ -125,3 +125,17 @@ def spread(
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+
+
+def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps over the leading axis of every argument: all at once, or one by one on a CPU.
+
+    A CPU gains nothing from wider arrays, which do not fit into its caches.
+    """
+
+    def mapped(*args: Any) -> Any:
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda args: function(*args), args)
+        return jax.vmap(function)(*args)
+
+    return mapped

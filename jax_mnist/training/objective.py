@@ -4,18 +4,26 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
 from jax_mnist.nn.cnn import Dropout
 from jax_mnist.training import losses, regularizers
-from jax_mnist.training.mesh import DATA, example_keys, size
+from jax_mnist.training.mesh import DATA, example_keys, over_replicas, size
 from jax_mnist.training.parts import Loss
 from jax_mnist.training.recipe import Hyperparameters, Recipe
 from jax_mnist.training.state import TrainState
 
 # `jax.random.split` of a run's key makes the keys 0, of orders, and 1, of augmentation.
 _REGULARISERS = 2
+
+
+class Batch(NamedTuple):
+    """Normalised images, `[batch, 28, 28, 1]`, and labels, int32 `[batch]`."""
+
+    images: Array
+    labels: Array
 
 
 class Result(NamedTuple):
@@ -28,7 +36,7 @@ class Result(NamedTuple):
 
 
 def gradient(
-    recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array, labels: Array
+    recipe: Recipe, hyper: Hyperparameters, state: TrainState, batch: Batch, teacher: Any = None
 ) -> Result:
     """The gradient of a batch, or of a device's part of it, at the state's weights.
 
@@ -36,22 +44,27 @@ def gradient(
       recipe: What the step is compiled for; static.
       hyper: The hyper-parameters, scalars.
       state: The state before the step.
-      images: Normalised images, `[batch, 28, 28, 1]`.
-      labels: int32 `[batch]`.
+      batch: The examples.
+      teacher: The variables of `recipe.teacher`, each leaf with a leading axis of teachers, if the
+        recipe uses distillation. They see the same images as the network.
 
     Returns:
       The means over these examples.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, _REGULARISERS), state.step)
     of_network, of_dropout, of_mixup = jax.random.split(key, 3)
-    batch, share = len(images), None
+    images, labels = batch
+    examples, share = len(images), None
     options: dict[str, Any] = {}
     if "mixup" in recipe.uses:
         images, share = regularizers.mixup(of_mixup, images, hyper.mixup)
     if "dropout" in recipe.uses:
-        keys = example_keys(recipe.mesh, of_dropout, batch)
+        keys = example_keys(recipe.mesh, of_dropout, examples)
         options["dropout"] = Dropout(keys, hyper.dropout)
     loss = _loss(recipe, hyper)
+    taught = None
+    if "distillation" in recipe.uses:
+        taught = _logits_of_teachers(recipe, teacher, images)
 
     def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
         logits, updated = recipe.model.apply(
@@ -64,8 +77,12 @@ def gradient(
         )
         found = loss(logits, labels)
         if share is not None:
-            others = labels[regularizers.partners(batch)]
+            others = labels[regularizers.partners(examples)]
             found = share * found + (1 - share) * loss(logits, others)
+        if taught is not None:
+            soft = losses.distilled_cross_entropy(logits, taught, hyper.temperature)
+            weight = jnp.asarray(hyper.distillation)
+            found = (1 - weight) * found + weight * soft
         return found, (logits, updated.get("batch_stats", {}))
 
     differentiate = jax.value_and_grad(loss_of, has_aux=True)
@@ -75,6 +92,14 @@ def gradient(
         nearby = regularizers.sharpest_nearby(state.params, whole, hyper.sam)
         _, grads = differentiate(nearby)
     return Result(grads, value, logits, batch_stats)
+
+
+def _logits_of_teachers(recipe: Recipe, variables: Any, images: Array) -> Array:
+    def of_one(variables: Any) -> Any:
+        return recipe.teacher.apply(variables, images, train=False)  # type: ignore[union-attr]
+
+    logits: Array = over_replicas(of_one)(variables)
+    return logits
 
 
 def _loss(recipe: Recipe, hyper: Hyperparameters) -> Loss:

@@ -39,6 +39,8 @@ class Hyperparameters:
       dropout: See `cnn.Dropout`.
       mixup: See `regularizers.mixup`.
       sam: See `regularizers.sharpest_nearby`.
+      distillation: The weight of the teachers' part of the loss, in [0, 1].
+      temperature: See `losses.distilled_cross_entropy`.
       augment: Strengths of the augmentation.
     """
 
@@ -52,6 +54,8 @@ class Hyperparameters:
     dropout: ArrayLike = 0.0
     mixup: ArrayLike = 0.0
     sam: ArrayLike = 0.0
+    distillation: ArrayLike = 0.0
+    temperature: ArrayLike = 1.0
     augment: AugmentParams = AugmentParams()
 
 
@@ -69,6 +73,7 @@ class Recipe(NamedTuple):
       mesh: See `mesh.make_mesh`. If it spreads the batch, norms must average over its axis `data`.
       loss: The loss of a batch, see `Parts`.
       optimizer: One of `config.OPTIMIZERS`, with the hyper-parameters; or see `Parts`.
+      teacher: The network of the teachers, if the recipe uses distillation.
     """
 
     model: nn.Module
@@ -80,6 +85,7 @@ class Recipe(NamedTuple):
     mesh: Mesh | None = None
     loss: Loss = cross_entropy
     optimizer: str | MakeOptimizer = "sgd"
+    teacher: nn.Module | None = None
 
 
 def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:

@@ -12,6 +12,7 @@ import scipy.stats
 import tiny
 from tiny import Tiny, config
 
+from jax_mnist import runs
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import loop
 from jax_mnist.runs.run import Run
@@ -26,6 +27,7 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (7, 10)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 7).astype(np.int32)
 IMAGES = RNG.normal(size=(7, 28, 28, 1)).astype(np.float32)
+BATCH = objective.Batch(IMAGES, LABELS)
 
 mixup = jax.jit(jax.vmap(regularizers.mixup, in_axes=(0, None, None)))
 
@@ -82,7 +84,7 @@ def made(*uses, **strengths):
 
 @functools.partial(jax.jit, static_argnums=0)
 def result(*args):
-    return objective.gradient(*args, IMAGES, LABELS)
+    return objective.gradient(*args)
 
 
 def plain(of_step, state, params, images=IMAGES, labels=LABELS):
@@ -99,7 +101,7 @@ def plain(of_step, state, params, images=IMAGES, labels=LABELS):
 
 def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_nearby():
     of_step, hyper, state = made("sam", sam=0.3)
-    found = result(of_step, hyper, state)
+    found = result(of_step, hyper, state, BATCH)
     value, first = plain(of_step, state, state.params)
     length = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(first)))
     moved = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, first)
@@ -110,7 +112,7 @@ def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_n
 
 def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
     of_step, hyper, state = made("mixup", mixup=0.5)
-    found = result(of_step, hyper, state)
+    found = result(of_step, hyper, state, BATCH)
     key = jax.random.fold_in(jax.random.fold_in(state.key, 2), 0)
     images, share = regularizers.mixup(jax.random.split(key, 3)[2], IMAGES, 0.5)
     own, others = (
@@ -121,24 +123,57 @@ def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
     chex.assert_trees_all_close((found.loss, found.gradient), expected, atol=1e-5)
 
 
-def trained(**fields):
+def test_distillation_compares_with_the_mean_probabilities_of_the_teachers():
+    teachers = RNG.normal(0, 3, (2, 7, 10))
+    probabilities = scipy.special.softmax(teachers / 4, axis=-1).mean(0)
+    own = scipy.special.log_softmax(LOGITS.astype(float) / 4, axis=-1)
+    expected = -16 * (probabilities * own).sum(1).mean()
+    found = losses.distilled_cross_entropy(LOGITS, np.float32(teachers), 4.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_teachers_see_the_images_and_their_part_has_its_weight():
+    of_step, hyper, state = made("distillation", distillation=0.3, temperature=2.0)
+    of_step = of_step._replace(teacher=of_step.model)
+    seeds = [init(of_step, hyper, seed) for seed in (1, 2)]
+    variables = [{"params": s.params, "batch_stats": s.batch_stats} for s in seeds]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+    found = result(of_step, hyper, state, BATCH, stacked)
+    taught = np.stack([of_step.teacher.apply(v, IMAGES, train=False) for v in variables])
+    soft = losses.distilled_cross_entropy(found.logits, taught, 2.0)
+    hard, _ = plain(of_step, state, state.params)
+    np.testing.assert_allclose(found.loss, 0.7 * hard + 0.3 * soft, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run of no epoch that is worth the name: its weights are what counts."""
+    workdir = tmp_path_factory.mktemp("runs") / "teacher"
+    with tiny.network():
+        runs.train(config(epochs=1, train_split="train[:64]"), workdir)
+    return str(workdir)
+
+
+def trained(teacher, **fields):
     """The losses of two epochs with every regulariser."""
     every = {"label_smoothing": 0.1, "dropout": 0.2, "mixup": 0.3, "sam": 0.05}
-    every |= {"elastic": 1.0, "cutout": 8.0, "final_rate": 0.1}
+    every |= {"elastic": 1.0, "cutout": 8.0, "final_rate": 0.1, "teacher": teacher}
+    every |= {"distillation": 0.5, "temperature": 2.0}
     with tiny.network():
         program, progress = loop.build([Run("all", config(**every | fields), None)])
         *_, last = loop.training(program, progress)
     return [epoch["train_loss"][0] for epoch in last.epochs]
 
 
-def test_all_together_do_not_depend_on_how_devices_share_a_batch():
-    np.testing.assert_allclose(trained(data_devices=2), trained(), rtol=1e-4)
+def test_all_together_do_not_depend_on_how_devices_share_a_batch(teacher):
+    np.testing.assert_allclose(trained(teacher, data_devices=2), trained(teacher), rtol=1e-4)
 
 
-def test_one_program_serves_all_strengths_above_zero():
-    before = trained()
+def test_one_program_serves_all_strengths_above_zero(teacher):
+    before = trained(teacher)
     compiled = train_steps._cache_size()
-    others = trained(label_smoothing=0.2, dropout=0.1, mixup=1.0, sam=0.1, elastic=0.5, cutout=4.0)
+    strengths = {"label_smoothing": 0.2, "dropout": 0.1, "mixup": 1.0, "sam": 0.1, "elastic": 0.5}
+    others = trained(teacher, **strengths, cutout=4.0, distillation=0.2, temperature=5.0)
     assert train_steps._cache_size() == compiled
     assert not np.allclose(before, others)
 
