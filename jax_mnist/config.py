@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jax_mnist.data import datasets
 
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+OPTIMIZERS = ("sgd", "muon")
 
 
 class ConfigError(ValueError):
@@ -51,6 +52,8 @@ class Field(NamedTuple):
       unit: The unit of a number.
       per_replica: Whether replicas in one compiled program may have different values.
       affects_results: Whether it affects results by more than rounding.
+      optional: Whether programs are compiled without what it stands for if it is 0, since that
+        costs time; see `used`.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Field(NamedTuple):
     unit: str = ""
     per_replica: bool = False
     affects_results: bool = True
+    optional: bool = False
 
 
 _STRENGTH = Range(0, 1e38)  # roughly the largest float32
@@ -98,9 +102,18 @@ FIELDS = (
         "How ghost batches update the running statistics; see `GhostBatchNorm`.",
         ("mean", "pooled", "sequential"),
     ),
+    Field("width", 1, "Multiplies the features of all layers but the last.", Range(1, 16)),
     Field("schedule", "one_cycle", "The learning-rate schedule.", SCHEDULES),
     Field("learning_rate", 0.2, "The schedule's peak.", _STRENGTH, per_replica=True),
-    Field("momentum", 0.9, "Momentum of SGD.", _FRACTION, per_replica=True),
+    Field(
+        "final_rate",
+        0.0,
+        "What the fall of `cosine` and `one_cycle` ends at, as a share of the peak.",
+        Range(0, 1),
+        per_replica=True,
+    ),
+    Field("optimizer", "sgd", "SGD with momentum, or Muon.", OPTIMIZERS),
+    Field("momentum", 0.9, "Momentum of the optimiser.", _FRACTION, per_replica=True),
     Field("nesterov", True, "Whether momentum is Nesterov's."),
     Field(
         "l1", 0.0, "L1 penalty: adds `l1 * sum abs(w)` to the loss.", _STRENGTH, per_replica=True
@@ -111,6 +124,61 @@ FIELDS = (
         0.0,
         "Decay per step of a moving average of the weights, which is then evaluated; 0 for none.",
         _FRACTION,
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "label_smoothing",
+        0.0,
+        "Share of each label's probability that is spread over all classes.",
+        _FRACTION,
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "dropout",
+        0.0,
+        "Probability of dropping a channel of an image.",
+        _FRACTION,
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "dropout_position",
+        "last",
+        "Whether to drop inputs of the layer after the max-pool, or of the last layer.",
+        ("max-pool", "last"),
+    ),
+    Field(
+        "mixup",
+        0.0,
+        "Mixes pairs of images with a share from Beta(mixup, mixup).",
+        Range(0, 1000),
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "sam",
+        0.0,
+        "Sharpness-aware minimisation: the distance at which the gradient is taken.",
+        _STRENGTH,
+        per_replica=True,
+        optional=True,
+    ),
+    Field("teacher", "", "The folder of finished runs to learn from; see `distillation`."),
+    Field(
+        "distillation",
+        0.0,
+        "Weight of the part of the loss that compares with the teachers, of 1.",
+        Range(0, 1),
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "temperature",
+        1.0,
+        "Softens the probabilities that are compared in distillation.",
+        Range(0.01, 1000),
         per_replica=True,
     ),
     Field("brightness", 0.1, "Brightness factors are 1 ± this.", _STRENGTH, per_replica=True),
@@ -125,6 +193,24 @@ FIELDS = (
         Range(0, 90, closed=False),
         "degrees",
         per_replica=True,
+    ),
+    Field(
+        "elastic",
+        0.0,
+        "Standard deviation of smooth random displacements of the pixels.",
+        Range(0, 28),
+        "pixels",
+        per_replica=True,
+        optional=True,
+    ),
+    Field(
+        "cutout",
+        0.0,
+        "Side of a square that is blanked out in each image.",
+        Range(0, 28),
+        "pixels",
+        per_replica=True,
+        optional=True,
     ),
     Field("tensorboard", False, "Whether to write TensorBoard's file too.", affects_results=False),
 )
@@ -144,7 +230,12 @@ def base() -> ConfigDict:
 def program_fields(config: ConfigDict) -> dict[str, Any]:
     """The values that a compiled program depends on: configs that share them can be replicas."""
     shared = {field.name: config[field.name] for field in FIELDS if not field.per_replica}
-    return shared | {"average": config.ema > 0}  # a program either keeps an average or does not
+    return shared | {"uses": used(config)}
+
+
+def used(config: ConfigDict) -> frozenset[str]:
+    """The optional fields that are above 0."""
+    return frozenset(f.name for f in FIELDS if f.optional and config[f.name] > 0)
 
 
 def check(config: ConfigDict) -> None:
@@ -165,6 +256,8 @@ def check(config: ConfigDict) -> None:
         _check_value(field, config[field.name])
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
+    if config.distillation > 0 and not config.teacher:
+        raise ConfigError("config.distillation needs config.teacher, the folder of finished runs")
     try:
         datasets.check_name(config.dataset)
     except datasets.DatasetError as error:

@@ -21,8 +21,7 @@ from command_line import define_config, fail, load_config, run
 
 from jax_mnist.analysis import drawing, plots
 from jax_mnist.analysis import run as one_run
-from jax_mnist.runs import display, history, processes
-from jax_mnist.runs import train as training
+from jax_mnist.runs import display, history, processes, trainer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
@@ -48,8 +47,8 @@ def main(arguments):
     if _DISTRIBUTED.value:
         processes.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    records = training.train(
-        config, workdir, _FRESH.value, training.CheckpointPolicy(_EVERY.value, _KEEP.value)
+    records = trainer.train(
+        config, workdir, _FRESH.value, trainer.CheckpointPolicy(_EVERY.value, _KEEP.value)
     )
     for record in records:
         if history.has_diverged(record):

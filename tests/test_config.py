@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import config as config_lib
-from jax_mnist.runs import study, train
+from jax_mnist.runs import study, trainer
 from jax_mnist.training.augment import AugmentParams
 from jax_mnist.training.optim import make_schedule
 from jax_mnist.training.recipe import make_hyperparameters
@@ -53,7 +53,10 @@ BAD = [
     ("momentum", 1.0), ("ema", 1.0), ("norm_momentum", -0.1), ("seed", -1), ("seed", 2**31),
     ("rotation", 181.0), ("shift", -1.0), ("scale", 1.0), ("shear", 90.0), ("brightness", -0.1),
     ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
-    ("dataset", "minst"), ("replicas", 0), ("replica_devices", -1), ("data_devices", -1),
+    ("optimizer", "adam"), ("dropout_position", "first"), ("width", 0), ("final_rate", 1.1),
+    ("label_smoothing", 1.0), ("dropout", 1.0), ("mixup", -0.1), ("sam", -0.1), ("elastic", 29.0),
+    ("cutout", 29.0), ("distillation", 1.1), ("temperature", 0.0), ("dataset", "minst"),
+    ("replicas", 0), ("replica_devices", -1), ("data_devices", -1),
 ]  # fmt: skip
 
 
@@ -87,7 +90,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field, value):
 def test_a_config_that_is_not_made_from_the_base_is_refused(config, message, tmp_path):
     for use in (
         config_lib.check,
-        lambda c: train.train(c, tmp_path / "run"),
+        lambda c: trainer.train(c, tmp_path / "run"),
         lambda c: study.paired_runs({"x": c}, 2, tmp_path),
     ):
         with pytest.raises(config_lib.ConfigError, match=message) as error:
@@ -105,6 +108,15 @@ def test_a_misspelt_data_set_gets_a_proposal(tmp_path):
     config_lib.check(config)
 
 
+def test_distillation_needs_a_teacher():
+    config = config_lib.base()
+    config.distillation = 0.5
+    with pytest.raises(config_lib.ConfigError, match=r"needs config\.teacher, the folder"):
+        config_lib.check(config)
+    config.teacher = "runs/wide"
+    config_lib.check(config)
+
+
 def test_the_ends_of_the_ranges_are_allowed():
     config = config_lib.base()
     config.update(epochs=1, batch_size=1, ghost_batch_size=1, l1=0.0, momentum=0.0, rotation=180.0)
@@ -112,7 +124,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_every_field_but_free_text_is_checked():
-    text = {"train_split", "validation_split", "data_dir", "source_dir"}
+    text = {"train_split", "validation_split", "data_dir", "source_dir", "teacher"}
     switches = {"nesterov", "tensorboard"}
     assert {field for field, _ in BAD} | text | switches == set(config_lib.base())
 
@@ -136,7 +148,7 @@ def test_replicas_of_one_program_differ_only_in_fields_that_the_table_allows():
     assert own == set(dataclasses.asdict(make_hyperparameters(config_lib.base()))) - {"augment"} | {
         field.name for field in dataclasses.fields(AugmentParams)
     } | {"seed"}
-    assert set(fields) == set(config_lib.base()) - own | {"average"}
+    assert set(fields) == set(config_lib.base()) - own | {"uses"}
 
 
 @pytest.mark.parametrize("name", config_lib.SCHEDULES)

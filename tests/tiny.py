@@ -16,7 +16,6 @@ import pytest
 
 from jax_mnist import config as config_lib
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.runs import train
 from jax_mnist.training import recipe
 
 ROOT = Path(__file__).parents[1]
@@ -30,13 +29,15 @@ class Tiny(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x, train, dropout=None):
         x = x.reshape(len(x), 4, 7, 4, 7).mean((2, 4)).reshape(len(x), 16)
         common = {"use_running_average": not train, "momentum": 0.5, "axis_name": self.axis_name}
         if self.norm == "ghost":
             x = GhostBatchNorm(ghost_batch_size=self.ghost_batch_size, **common)(x)
         else:
             x = nn.BatchNorm(**common)(x)
+        if dropout is not None:
+            x *= dropout.factors(16)
         return nn.Dense(10)(x)
 
 
@@ -49,7 +50,6 @@ def network(quickly_compiled=True):
             "make_model",
             lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
         )
-        patch.setattr(train, "layer_table", lambda model: "a tiny network")
         jax.config.update("jax_disable_most_optimizations", quickly_compiled)
         try:
             yield

@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors
 
 from jax_mnist.inference import web_page
 from jax_mnist.inference.predict import TrainedNetwork
+from jax_mnist.nn.cnn import CNN
 from jax_mnist.nn.operations import PLAIN
 from jax_mnist.training import augment
 
@@ -31,7 +32,9 @@ def to_jaxexport(network: TrainedNetwork) -> bytes:
     Returns:
       Bytes for `jax.export.deserialize`; the function runs on each of `PLATFORMS`.
     """
-    plain = network.model.clone(operations=PLAIN)  # the order of axes that every platform knows
+    plain: Any = network.model
+    if isinstance(plain, CNN):
+        plain = plain.clone(operations=PLAIN)  # the order of axes that every platform knows
 
     @jax.jit
     def probabilities(images: Array) -> Array:

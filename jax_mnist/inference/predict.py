@@ -1,84 +1,12 @@
 """Loading the trained network of a finished run, and predicting with it."""
 
-import functools
-import os
-from pathlib import Path
-from typing import Any, NamedTuple
-
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from jax_mnist.config import with_defaults
-from jax_mnist.nn.cnn import CNN
-from jax_mnist.runs import history, results
-from jax_mnist.runs.history import HistoryError, Record
-from jax_mnist.runs.run import HISTORY, seed_folders
-from jax_mnist.training import augment, evaluation, recipe
+from jax_mnist.runs.trained import TrainedNetwork, load
+from jax_mnist.training import evaluation
 
-
-class TrainedNetwork(NamedTuple):
-    """The replicas of a finished run that did not diverge.
-
-    Attributes:
-      records: One record per replica, in the order of their folders; `history` describes them.
-      model: The network.
-      variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
-    """
-
-    records: list[Record]
-    model: CNN
-    variables: dict[str, Any]
-
-    @property
-    def normalization(self) -> augment.Normalization:
-        """The mean and standard deviation of the pixels, as in training."""
-        return augment.Normalization(**self.records[0]["normalization"])
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the network was trained on transposed images, as those of EMNIST are."""
-        return bool(self.records[0]["config"].get("dataset") == "emnist/digits")
-
-
-def load(workdir: str | os.PathLike[str]) -> TrainedNetwork:
-    """Loads the trained network of a finished run.
-
-    Args:
-      workdir: The folder of the run. It may hold one run, or several replicas in subfolders
-        `seed-N`; replicas that diverged are left out.
-
-    Raises:
-      HistoryError: The folder holds no finished run, its history cannot be read, or every replica
-        diverged.
-      OSError: The weights cannot be read.
-      ValueError: The weights are damaged, or belong to another network.
-    """
-    records = _load_records(Path(workdir))
-    config = next(iter(records.values()))["config"]
-    model = recipe.make_model(ConfigDict(with_defaults(config)))
-    variables = {folder: results.load_variables(folder) for folder in records}
-    expected = jax.eval_shape(
-        functools.partial(model.init, train=False), jax.random.key(0), np.zeros((1, 28, 28, 1))
-    )
-    for folder, found in variables.items():
-        if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, expected):
-            raise ValueError(f"{folder} holds weights of another network")
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *variables.values())
-    return TrainedNetwork(list(records.values()), model, stacked)
-
-
-def _load_records(workdir: Path) -> dict[Path, Record]:
-    """Returns the records of all replicas that did not diverge, by folder; at least one."""
-    single = (workdir / HISTORY).exists()
-    folders = [workdir] if single else seed_folders(workdir, HISTORY)
-    if not folders:
-        raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
-    records = {folder: history.load(folder / HISTORY) for folder in folders}
-    finite = {f: record for f, record in records.items() if not history.has_diverged(record)}
-    if not finite:
-        raise HistoryError(f"{workdir} holds a run that diverged: it has no weights to use")
-    return finite
+__all__ = ["TrainedNetwork", "load", "predict"]
 
 
 def predict(network: TrainedNetwork, images: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.nn.operations import PLAIN, Operations, fastest
+from jax_mnist.nn.operations import PLAIN, Operations, fastest, scale_channels
 
 
 class Layer(NamedTuple):
@@ -46,6 +47,13 @@ LAYERS = (
     Layer(1, 10, ()),
 )
 
+
+def widened(factor: int) -> tuple[Layer, ...]:
+    """`LAYERS` with `factor` times as many features, but for the last layer's."""
+    *hidden, last = LAYERS
+    return (*(layer._replace(features=factor * layer.features) for layer in hidden), last)
+
+
 # PyTorch's default for Conv2d, kaiming_uniform(a=sqrt(5)): uniform in ±1/sqrt(fan_in).
 conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -78,8 +86,31 @@ class Conv(nn.Module):
         return self.operations.convolve(x, self.param("kernel", conv_init, shape))
 
 
+class Dropout(NamedTuple):
+    """Drops whole channels of single examples, and scales up the others to keep the mean.
+
+    Attributes:
+      keys: A key for each example, `[batch]`.
+      rate: The probability of dropping a channel, a scalar in [0, 1).
+
+    References:
+      Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014;
+      Tompson et al., "Efficient object localization using convolutional networks",
+      arXiv:1411.4280, which drops whole channels.
+    """
+
+    keys: Array
+    rate: ArrayLike
+
+    def factors(self, channels: int) -> Array:
+        """What each channel is multiplied by, `[batch, channels]`: 0 or `1 / (1 - rate)`."""
+        keep = 1 - jnp.asarray(self.rate)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (channels,)))(self.keys)
+        return kept / keep
+
+
 class CNN(nn.Module):
-    """The network of `LAYERS`.
+    """A network of convolutions, by default that of `LAYERS`.
 
     A model is a static argument of compiled functions, and two models with different `norm` objects
     are different arguments: for one compiled program, use one object (`functools.partial` does not
@@ -91,6 +122,10 @@ class CNN(nn.Module):
         `functools.partial(GhostBatchNorm, ghost_batch_size=32)`.
       operations: The operations to use; by default, the fastest on JAX's default backend. All
         use the same parameters, and give the same results except for rounding.
+      layers: The layers. The last one must leave a height and width of 1, and its features are the
+        classes.
+      dropout_position: Whether dropout applies to the input of the layer after the max-pool, or of
+        the last layer: `'max-pool'` or `'last'`.
 
     Example::
 
@@ -104,18 +139,21 @@ class CNN(nn.Module):
 
     norm: Callable[..., nn.Module] = functools.partial(BatchNorm, momentum=0.9)
     operations: Operations | None = None
+    layers: tuple[Layer, ...] = LAYERS
+    dropout_position: str = "last"
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, dropout: Dropout | None = None) -> Array:
         """Classifies images.
 
         Args:
           x: Normalised images, float `[batch, 28, 28, 1]`.
           train: Whether to normalise with the statistics of the batch, and to update the running
             ones, or to normalise with the running ones.
+          dropout: Which channels to drop, if any.
 
         Returns:
-          Logits, `[batch, 10]`.
+          Logits, `[batch, classes]`.
 
         Raises:
           ValueError: A layer names an unknown operation.
@@ -130,7 +168,9 @@ class CNN(nn.Module):
             batch_axis=operations.batch_axis,
         )
         channels, x = x.shape[3], operations.from_images(x)
-        for number, layer in enumerate(LAYERS, start=1):
+        for number, layer in enumerate(self.layers, start=1):
+            if dropout is not None and self._drops_input_of(number):
+                x = scale_channels(operations, x, dropout.factors(channels))
             x = Conv(channels, layer.features, layer.size, operations, name=f"conv{number}")(x)
             channels = layer.features
             for step in layer.then:
@@ -146,6 +186,11 @@ class CNN(nn.Module):
                     case _:
                         raise ValueError(f"layer {number} has an unknown operation: {step!r}")
         return operations.to_logits(x)
+
+    def _drops_input_of(self, number: int) -> bool:
+        if self.dropout_position == "last":
+            return number == len(self.layers)
+        return number > 1 and "max-pool 2x2" in self.layers[number - 2].then
 
 
 def layer_table(model: CNN) -> str:
@@ -164,7 +209,7 @@ def layer_table(model: CNN) -> str:
 
     norm = type(model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)).__name__
     lines = [f"{'':2}  {'layer':8}  {'output':8}  {'parameters':>10}  then"]
-    for number, layer in enumerate(LAYERS, start=1):
+    for number, layer in enumerate(model.layers, start=1):
         kernel = f"conv {layer.size}x{layer.size}"
         shape = "x".join(map(str, outputs[f"conv{number}"]["__call__"][0].shape[1:]))
         names = {"norm": f"{norm} ({count(f'norm{number}')})"}

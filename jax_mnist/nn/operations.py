@@ -88,3 +88,11 @@ BATCH_LAST = Operations(
 def fastest() -> Operations:
     """The operations that are fastest on JAX's default backend."""
     return {"cpu": BATCH_LAST, "gpu": BATCH_FIRST}.get(jax.default_backend(), PLAIN)
+
+
+def scale_channels(operations: Operations, x: Any, factors: Array) -> Any:
+    """Multiplies each channel of each example of activations by a factor, `[batch, channels]`."""
+    x = deferred.compute(x)
+    axes = (operations.batch_axis, operations.feature_axis % x.ndim)
+    others = [axis for axis in range(x.ndim) if axis not in axes]
+    return x * jnp.expand_dims(factors if axes[0] < axes[1] else factors.T, others)

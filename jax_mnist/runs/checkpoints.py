@@ -89,7 +89,7 @@ def restore(program: Program, progress: Progress, step: int) -> Progress:
             raise ConfigError(message) from error
         if saved[-1]["data"] != program.data_digests:
             raise ConfigError(
-                f"{run.config.dataset} has changed since {path} was written: "
+                f"{run.config.teacher or run.config.dataset} has changed since {path} was written: "
                 "bring it back, or name another folder for the run"
             )
     states = [contents["state"] for contents in saved]

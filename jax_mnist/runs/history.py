@@ -4,7 +4,8 @@ A record is a nested dictionary of plain Python values and NumPy arrays:
 
     schema            int, `SCHEMA`
     name              str, the variant, printable
-    config            dict, the whole configuration
+    config            dict, the whole configuration; `model`, `loss` and `optimizer` are among it if
+                      the caller replaced them (`training.parts`)
     seed              int
     parameters        int, the number of trained parameters
     metrics           dict of float64 [epochs]: train_loss, train_accuracy, validation_loss,

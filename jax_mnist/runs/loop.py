@@ -6,7 +6,7 @@ Nothing here writes or reads a run's files, so that the loop can be tested witho
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +17,9 @@ from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.batch_last import largest_divisor
-from jax_mnist.runs import history
+from jax_mnist.runs import history, trained
 from jax_mnist.runs.run import Run
+from jax_mnist.runs.trained import TrainedNetwork
 from jax_mnist.training import augment, recipe
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation, evaluate_replicas
@@ -41,11 +42,13 @@ class Program(NamedTuple):
       recipe: What the step is compiled for.
       hyper: The hyper-parameters, each with a leading axis of replicas. There may be more replicas
         than runs, to fill the mesh; the results of the spare ones are ignored.
+      teacher: The variables of the teachers, on the devices, or None; see `objective.gradient`.
       mesh: The devices, or None for one.
       train: The training examples, on the devices.
       validation: The validation examples, on the devices.
       label_names: The names of the classes.
-      data_digests: SHA-256 of both splits, if they may have changed when the runs resume.
+      data_digests: SHA-256 of both splits, if they may have changed when the runs resume, and of
+        the teachers' variables.
       epochs: Length of the training.
       steps_per_epoch: Steps in an epoch.
       chunk: Steps in a call of the compiled program.
@@ -54,6 +57,7 @@ class Program(NamedTuple):
     runs: Sequence[Run]
     recipe: Recipe
     hyper: Hyperparameters
+    teacher: Any
     mesh: Mesh | None
     train: Dataset
     validation: Dataset
@@ -111,6 +115,8 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     Raises:
       ConfigError: The batch is larger than the training set, or it does not fit the devices.
       DatasetError: The data cannot be loaded.
+      HistoryError: The teachers cannot be loaded.
+      ValueError: Likewise.
     """
     config = runs[0].config
     mesh = mesh_lib.make_mesh(config, len(runs))
@@ -125,7 +131,13 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
             )
         ]
     examples = len(train.images)
-    made = recipe.make_recipe(config, examples, _normalization(config, train), mesh)
+    constants = _normalization(config, train)
+    made = recipe.make_recipe(config, examples, constants, mesh, runs[0].parts)
+    variables = None
+    if "distillation" in made.uses:
+        teachers = _teachers(config, constants)
+        made, variables = made._replace(teacher=teachers.model), teachers.variables
+        digests += [record["variables_sha256"] for record in teachers.records]
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
     hyper, state = init_replicas(
@@ -136,6 +148,7 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
         runs=runs,
         recipe=made,
         hyper=hyper,
+        teacher=mesh_lib.put(mesh, variables),
         mesh=mesh,
         train=mesh_lib.put(mesh, train),
         validation=mesh_lib.put(mesh, validation),
@@ -147,6 +160,13 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     )
     none = np.empty((3, len(runs), 0), np.float32)
     return program, Progress(state, 0, (), StepMetrics(*none), np.zeros(len(runs)))
+
+
+def _teachers(config: ConfigDict, normalization: augment.Normalization) -> TrainedNetwork:
+    found = trained.load(config.teacher)
+    if found.records[0]["normalization"] != normalization._asdict():
+        raise ConfigError(f"{config.teacher} was trained on other images: name another teacher")
+    return found
 
 
 def load(config: ConfigDict) -> tuple[Dataset, Dataset]:
@@ -204,7 +224,12 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
             orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
         order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
         state, metrics = train_steps(
-            program.recipe, program.hyper, progress.state, program.train, order
+            program.recipe,
+            program.hyper,
+            progress.state,
+            program.train,
+            order,
+            teacher=program.teacher,
         )
         progress = _after_steps(progress, state, mesh_lib.fetch(mesh, metrics), starts=first == 0)
         ends = progress.step % steps == 0 or not progress.active.any()

@@ -55,7 +55,7 @@ def _begin(run: Run, epochs: list[dict[str, float]]) -> None:
         path = run.workdir / EVENTS
         data = _events(
             {"file_version": "brain.Event:2"},
-            {"summary": hparams_pb(run.config.to_dict(), str(run.workdir))},
+            {"summary": hparams_pb(run.settings(), str(run.workdir))},
             *(_scalars(number, metrics) for number, metrics in enumerate(epochs, 1)),
         )
         # A viewer keeps the file open at an offset, so the file is overwritten in place: an epoch

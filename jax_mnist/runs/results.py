@@ -14,15 +14,17 @@ import numpy as np
 
 from jax_mnist.data import files
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.data.files import PathLike
 from jax_mnist.nn.cnn import parameter_count
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress, evaluate
 from jax_mnist.runs.run import HISTORY, VARIABLES, Run
+from jax_mnist.runs.variables import load_variables
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation
 from jax_mnist.training.state import inference_variables
+
+__all__ = ["load_variables", "make", "save"]
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -58,7 +60,7 @@ def _record(program: Program, run: Run, validation: Dataset, evaluation: Evaluat
     return {
         "schema": history.SCHEMA,
         "name": run.name,
-        "config": run.config.to_dict(),
+        "config": run.settings(),
         "seed": run.config.seed,
         "predictions": {
             "label": labels.astype(np.int32),
@@ -87,31 +89,6 @@ def save(workdir: Path, record: Record, variables: dict[str, Any]) -> None:
 def _to_bytes(variables: dict[str, Any]) -> bytes:
     data: bytes = flax.serialization.msgpack_serialize(variables)
     return data
-
-
-def load_variables(workdir: PathLike) -> dict[str, Any]:
-    """The final variables of a run, as NumPy arrays: `{"params": ..., "batch_stats": ...}`.
-
-    Example::
-
-        record = history.load("runs/gbn/history.pkl")
-        network = recipe.make_model(ConfigDict(record["config"]))
-        variables = results.load_variables("runs/gbn")
-        test = datasets.load("mnist", "test")
-        print(evaluation.evaluate(network, variables, test).accuracy)
-
-    Raises:
-      OSError: The file cannot be read.
-      HistoryError: The history beside it, which has the file's checksum, cannot be read.
-      ValueError: The file is damaged, or belongs to another run.
-    """
-    path = Path(workdir) / VARIABLES
-    data = path.read_bytes()
-    checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
-    if checksum != hashlib.sha256(data).hexdigest():
-        raise ValueError(f"{path} is damaged or belongs to another run: train again to replace it")
-    variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
-    return variables
 
 
 def _package_versions() -> dict[str, str]:

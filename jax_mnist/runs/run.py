@@ -16,6 +16,7 @@ from jax_mnist import config as config_lib
 from jax_mnist.config import NO_EFFECT, ConfigError
 from jax_mnist.data import files
 from jax_mnist.runs import history
+from jax_mnist.training.parts import AS_CONFIGURED, Parts
 
 CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
 HISTORY = "history.pkl"  # written last: a run with a history is finished
@@ -33,14 +34,22 @@ class Run(NamedTuple):
       name: Its name in legends and reports.
       config: The config of this seed; see `config.base`.
       workdir: The folder of its files, which is created if it does not exist.
+      parts: What replaces parts that the config describes.
     """
 
     name: str
     config: ConfigDict
     workdir: Path
+    parts: Parts = AS_CONFIGURED
+
+    def settings(self) -> dict[str, Any]:
+        """What defines the run: the config's fields, and the names of parts that replace others."""
+        return self.config.to_dict() | self.parts.names()
 
 
-def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
+def replicas(
+    name: str, config: ConfigDict, workdir: Path, parts: Parts = AS_CONFIGURED
+) -> list[Run]:
     """The runs of a config: in `workdir`, or in `workdir/seed-N` if there are several seeds.
 
     Raises:
@@ -61,7 +70,8 @@ def replicas(name: str, config: ConfigDict, workdir: Path) -> list[Run]:
     for seed in range(config.seed, config.seed + config.replicas):
         one = config.copy_and_resolve_references()
         one.update(seed=seed, replicas=1)
-        runs.append(Run(name, one, workdir / f"seed-{seed}" if config.replicas > 1 else workdir))
+        folder = workdir / f"seed-{seed}" if config.replicas > 1 else workdir
+        runs.append(Run(name, one, folder, parts))
     return runs
 
 
@@ -91,7 +101,7 @@ def is_finished(run: Run) -> bool:
       HistoryError: The history cannot be read.
     """
     finished, begun = run.workdir / HISTORY, run.workdir / CONFIG
-    wanted = run.config.to_dict()
+    wanted = run.settings()
     if finished.exists():
         found = history.load(finished)["config"]
     else:
@@ -118,9 +128,9 @@ def _equal(found: Any, wanted: Any) -> bool:
 
 def group_by_program(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups runs that one compiled program can train as its replicas."""
-    groups: list[tuple[dict[str, Any], list[Run]]] = []
+    groups: list[tuple[tuple[dict[str, Any], Parts], list[Run]]] = []
     for run in runs:
-        fields = config_lib.program_fields(run.config)
+        fields = config_lib.program_fields(run.config), run.parts
         group = next((group for known, group in groups if known == fields), None)
         if group is None:
             groups.append((fields, group := []))
@@ -144,8 +154,8 @@ def exclusive(run: Run) -> Iterator[None]:
         for path in itertools.chain(run.workdir.iterdir(), run.workdir.glob(f"{CHECKPOINTS}/.*")):
             if _UNFINISHED.fullmatch(path.name):
                 path.unlink()
-        config = json.dumps(run.config.to_dict(), indent=1)
-        files.write_atomically(run.workdir / CONFIG, config.encode())
+        settings = json.dumps(run.settings(), indent=1)
+        files.write_atomically(run.workdir / CONFIG, settings.encode())
         yield
 
 

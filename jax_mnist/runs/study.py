@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.files import PathLike
-from jax_mnist.runs import display, history, train, workers
+from jax_mnist.runs import display, history, trainer, workers
 from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress
@@ -85,7 +85,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
 
     Raises:
       ConfigError: A folder holds a run of another config, and nothing was trained; or see
-        `train.train_together`.
+        `trainer.train_together`.
       DatasetError: The data cannot be loaded.
       HistoryError: A history cannot be read.
       LostProcessError: A worker process was killed; the others saved checkpoints.
@@ -112,7 +112,7 @@ def _train_on_every_core(runs: Sequence[Run], shown: RunsDisplay) -> None:
 
 
 def _train_by_program(runs: Sequence[Run], shown: RunsDisplay) -> None:
-    for group in train.groups_to_train(runs):
+    for group in trainer.groups_to_train(runs):
         numbers = [runs.index(run) for run in group]
 
         def observe(program: Program, progress: Progress, numbers: list[int] = numbers) -> None:
@@ -120,6 +120,6 @@ def _train_by_program(runs: Sequence[Run], shown: RunsDisplay) -> None:
                 shown.advance(number, progress.step / program.steps_per_epoch)
             shown.draw()
 
-        train.train_together(group, observe)
+        trainer.train_together(group, observe)
         for number in numbers:
             shown.finish(number, history.load(runs[number].workdir / HISTORY))

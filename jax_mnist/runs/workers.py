@@ -15,7 +15,7 @@ from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.processes import LostProcessError
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.signals import StoppedError, stop_signals
-from jax_mnist.runs.train import train_together
+from jax_mnist.runs.trainer import train_together
 
 _BYTES_PER_PROCESS = 2**31  # 1.4 GB were measured
 _SECONDS_TO_SAVE = 20

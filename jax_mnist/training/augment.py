@@ -18,6 +18,7 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from jax_mnist.nn.xla import separate
+from jax_mnist.training.distortions import cutout, displacement
 
 
 class Normalization(NamedTuple):
@@ -41,6 +42,8 @@ class AugmentParams:
       shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
       scale: The factor is uniform in `[1 - scale, 1 + scale]`.
       shear: In degrees; the angle along the x axis is uniform in `[-shear, shear]`.
+      elastic: In pixels; see `distortions.displacement`.
+      cutout: In pixels; see `distortions.cutout`.
     """
 
     brightness: ArrayLike = 0.0
@@ -49,6 +52,8 @@ class AugmentParams:
     shift: ArrayLike = 0.0
     scale: ArrayLike = 0.0
     shear: ArrayLike = 0.0
+    elastic: ArrayLike = 0.0
+    cutout: ArrayLike = 0.0
 
 
 def normalize(image: Array, mean: ArrayLike = MNIST.mean, std: ArrayLike = MNIST.std) -> Array:
@@ -98,6 +103,7 @@ def affine(
     shift: Array | tuple[ArrayLike, ArrayLike] = (0.0, 0.0),
     scale: ArrayLike = 1.0,
     shear: ArrayLike = 0.0,
+    displacement: Array | None = None,
 ) -> Array:
     """Shears, rotates, scales about the centre, then shifts, with one bilinear interpolation.
 
@@ -109,6 +115,8 @@ def affine(
       shift: `(x, y)` in pixels, to the right and down.
       scale: A factor; above 1 the content grows.
       shear: In degrees, along the x axis.
+      displacement: Added to the place in `image` that each pixel is read from, in pixels, `(down,
+        right)`: `[2, height, width]`.
 
     Returns:
       A float array of the same shape.
@@ -116,6 +124,8 @@ def affine(
     matrix, offset = _inverse(image.shape[:2], rotation, shift, scale, shear)
     y, x = jnp.mgrid[: image.shape[0], : image.shape[1]]
     places = [matrix[i, 0] * y + matrix[i, 1] * x + offset[i] for i in range(2)]
+    if displacement is not None:
+        places = [place + moved for place, moved in zip(places, displacement, strict=True)]
 
     def warp(channel: Array) -> Array:
         return map_coordinates(channel, places, order=1, mode="constant")
@@ -148,6 +158,7 @@ def random_affine(
     shift: ArrayLike = 0.0,
     scale: ArrayLike = 0.0,
     shear: ArrayLike = 0.0,
+    displacement: Array | None = None,
 ) -> Array:
     """`affine` with each value drawn from its range; see `AugmentParams` for the ranges.
 
@@ -160,18 +171,28 @@ def random_affine(
       shift: In pixels, not rounded to whole ones.
       scale: A fraction.
       shear: In degrees.
+      displacement: See `affine`.
 
     Returns:
       A float array of the same shape.
     """
     u = jax.random.uniform(key, (5,), minval=-1, maxval=1)
     return affine(
-        image, u[0] * rotation, u[1:3] * shift, scale=1 + u[3] * scale, shear=u[4] * shear
+        image,
+        u[0] * rotation,
+        u[1:3] * shift,
+        scale=1 + u[3] * scale,
+        shear=u[4] * shear,
+        displacement=displacement,
     )
 
 
 def augment(
-    key: Array, image: Array, params: AugmentParams, normalization: Normalization = MNIST
+    key: Array,
+    image: Array,
+    params: AugmentParams,
+    normalization: Normalization = MNIST,
+    uses: frozenset[str] = frozenset(),
 ) -> Array:
     """Jitters, warps and normalises one image.
 
@@ -180,6 +201,7 @@ def augment(
       image: A uint8 array `[height, width, 1]`.
       params: How strong each change is.
       normalization: The constants of `normalize`.
+      uses: Of `elastic` and `cutout`, which to apply; static.
 
     Returns:
       float32 `[height, width, 1]`, normalised.
@@ -187,6 +209,9 @@ def augment(
     jitter_key, affine_key = jax.random.split(key)
     x = image.astype(jnp.float32) / 255
     x = color_jitter(jitter_key, x, params.brightness, params.contrast)
+    moved = None
+    if "elastic" in uses:  # a split of a key makes the keys 0 and 1
+        moved = displacement(jax.random.fold_in(key, 2), image.shape[:2], params.elastic)
     x = random_affine(
         affine_key,
         x,
@@ -194,8 +219,12 @@ def augment(
         shift=params.shift,
         scale=params.scale,
         shear=params.shear,
+        displacement=moved,
     )
-    return normalize(x, *normalization)
+    x = normalize(x, *normalization)
+    if "cutout" in uses:
+        x = cutout(jax.random.fold_in(key, 3), x, params.cutout)
+    return x
 
 
 def normalization_of(images: np.ndarray) -> Normalization:
@@ -208,11 +237,17 @@ def normalization_of(images: np.ndarray) -> Normalization:
     return Normalization(round(mean, 4), round(float(levels @ (values - mean) ** 2) ** 0.5, 4))
 
 
-@functools.partial(separate, static_argnums=3)
+@functools.partial(separate, static_argnums=(3, 4))
 def augment_batch(
-    keys: Array, images: Array, params: AugmentParams, normalization: Normalization = MNIST
+    keys: Array,
+    images: Array,
+    params: AugmentParams,
+    normalization: Normalization = MNIST,
+    uses: frozenset[str] = frozenset(),
 ) -> Array:
     """`augment` over uint8 images `[batch, height, width, 1]`, each with its own key `[batch]`."""
     chex.assert_rank(images, 4)
     chex.assert_equal_shape_prefix((keys, images), 1)
-    return jax.vmap(lambda key, image: augment(key, image, params, normalization))(keys, images)
+    return jax.vmap(lambda key, image: augment(key, image, params, normalization, uses))(
+        keys, images
+    )

@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import Compiled, separate
 from jax_mnist.training.augment import MNIST, Normalization, normalize
-from jax_mnist.training.mesh import DATA, REPLICA, fetch, size, spread
-from jax_mnist.training.step import over_replicas
+from jax_mnist.training.mesh import DATA, REPLICA, fetch, over_replicas, size, spread
 
 
 class Evaluation(NamedTuple):

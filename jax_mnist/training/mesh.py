@@ -73,6 +73,11 @@ def _check_shape(shape: tuple[int, int], config: ConfigDict, devices: int) -> No
             f"{asked}: config.batch_size={batch_size} would cut ghost batches; "
             f"make it a multiple of {shards} x {config.ghost_batch_size} = {whole}"
         )
+    if config.mixup > 0 and shards > 1 and batch_size // shards % 2:
+        raise ConfigError(
+            f"{asked}: config.batch_size={batch_size} would cut a pair that is mixed; "
+            f"make it a multiple of {2 * shards}"
+        )
     if jax.process_count() > 1 and needed < devices:
         raise ConfigError(
             f"{asked} uses {needed} of {devices} devices: several processes must use all"
@@ -82,6 +87,18 @@ def _check_shape(shape: tuple[int, int], config: ConfigDict, devices: int) -> No
 def size(mesh: Mesh | None, axis: str) -> int:
     """How many devices there are along an axis."""
     return 1 if mesh is None else mesh.shape[axis]
+
+
+def example_keys(mesh: Mesh | None, key: jax.Array, examples: int) -> jax.Array:
+    """Keys for the `examples` examples of a batch on this device.
+
+    An example's key does not depend on how many devices share the batch.
+    """
+    shards = size(mesh, DATA)
+    keys = jax.random.split(key, shards * examples)
+    if shards > 1:
+        keys = jax.lax.dynamic_slice_in_dim(keys, examples * jax.lax.axis_index(DATA), examples)
+    return keys
 
 
 def put(mesh: Mesh | None, tree: Any, *spec: str) -> Any:
@@ -108,3 +125,17 @@ def spread(
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+
+
+def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps over the leading axis of every argument: all at once, or one by one on a CPU.
+
+    A CPU gains nothing from wider arrays, which do not fit into its caches.
+    """
+
+    def mapped(*args: Any) -> Any:
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda args: function(*args), args)
+        return jax.vmap(function)(*args)
+
+    return mapped

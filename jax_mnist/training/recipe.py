@@ -12,11 +12,16 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from jax_mnist import config as config_lib
+from jax_mnist.config import ConfigError
+from jax_mnist.nn import cnn
 from jax_mnist.nn.cnn import CNN, BatchNorm
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
 from jax_mnist.training import optim
 from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
+from jax_mnist.training.losses import cross_entropy
 from jax_mnist.training.mesh import DATA, size
+from jax_mnist.training.parts import AS_CONFIGURED, Loss, MakeOptimizer, Parts
 
 
 @flax.struct.dataclass
@@ -28,7 +33,14 @@ class Hyperparameters:
       l1: See `optim.sgd`.
       l2: See `optim.sgd`.
       momentum: See `optim.sgd`.
-      ema: Decay of the weight average per step; used if `Recipe.average` is set.
+      ema: Decay of the weight average per step.
+      final_rate: See `optim.make_schedule`.
+      label_smoothing: See `losses.smoothed_cross_entropy`.
+      dropout: See `cnn.Dropout`.
+      mixup: See `regularizers.mixup`.
+      sam: See `regularizers.sharpest_nearby`.
+      distillation: The weight of the teachers' part of the loss, in [0, 1].
+      temperature: See `losses.distilled_cross_entropy`.
       augment: Strengths of the augmentation.
     """
 
@@ -37,6 +49,13 @@ class Hyperparameters:
     l2: ArrayLike = 0.0
     momentum: ArrayLike = 0.9
     ema: ArrayLike = 0.0
+    final_rate: ArrayLike = 0.0
+    label_smoothing: ArrayLike = 0.0
+    dropout: ArrayLike = 0.0
+    mixup: ArrayLike = 0.0
+    sam: ArrayLike = 0.0
+    distillation: ArrayLike = 0.0
+    temperature: ArrayLike = 1.0
     augment: AugmentParams = AugmentParams()
 
 
@@ -48,18 +67,25 @@ class Recipe(NamedTuple):
       schedule: One of `config.SCHEDULES`.
       steps: Steps of the whole run.
       nesterov: Whether momentum is Nesterov's.
-      average: Whether an exponential moving average of the weights is kept, and evaluated.
+      uses: The hyper-parameters that a step is compiled for, of those that cost time; see
+        `config.used`.
       normalization: Constants that normalise the images.
       mesh: See `mesh.make_mesh`. If it spreads the batch, norms must average over its axis `data`.
+      loss: The loss of a batch, see `Parts`.
+      optimizer: One of `config.OPTIMIZERS`, with the hyper-parameters; or see `Parts`.
+      teacher: The network of the teachers, if the recipe uses distillation.
     """
 
     model: nn.Module
     schedule: str
     steps: int
     nesterov: bool = False
-    average: bool = False
+    uses: frozenset[str] = frozenset()
     normalization: Normalization = MNIST
     mesh: Mesh | None = None
+    loss: Loss = cross_entropy
+    optimizer: str | MakeOptimizer = "sgd"
+    teacher: nn.Module | None = None
 
 
 def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
@@ -68,7 +94,12 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     Equal configs give equal networks, so that they share compiled programs. `axis_name` is the
     mapped axis over which the batch is spread, if it is.
     """
-    common = {"momentum": config.norm_momentum, "axis_name": axis_name}
+    common = {
+        "layers": cnn.widened(config.width),
+        "dropout_position": config.dropout_position,
+        "momentum": config.norm_momentum,
+        "axis_name": axis_name,
+    }
     if config.norm == "batch":
         return _make_model(BatchNorm, **common)
     ghosts = {"ghost_batch_size": config.ghost_batch_size, "stats_update": config.stats_update}
@@ -76,8 +107,14 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
 
 
 @functools.cache  # since a `functools.partial` is equal only to itself
-def _make_model(norm: Callable[..., nn.Module], **arguments: Any) -> CNN:
-    return CNN(norm=functools.partial(norm, **arguments))
+def _make_model(
+    norm: Callable[..., nn.Module],
+    layers: tuple[cnn.Layer, ...],
+    dropout_position: str,
+    **arguments: Any,
+) -> CNN:
+    made = functools.partial(norm, **arguments)
+    return CNN(norm=made, layers=layers, dropout_position=dropout_position)
 
 
 def make_recipe(
@@ -85,17 +122,38 @@ def make_recipe(
     examples: int,
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
+    parts: Parts = AS_CONFIGURED,
 ) -> Recipe:
-    """Returns the recipe of a config for training on `examples` examples."""
+    """Returns the recipe of a config for training on `examples` examples.
+
+    Raises:
+      ConfigError: `parts` cannot be combined with the config or the mesh.
+    """
+    spread = size(mesh, DATA) > 1
+    _check_parts(config, parts, spread)
     return Recipe(
-        model=make_model(config, DATA if size(mesh, DATA) > 1 else None),
+        model=parts.model or make_model(config, DATA if spread else None),
         schedule=config.schedule,
         steps=config.epochs * (examples // config.batch_size),
         nesterov=config.nesterov,
-        average=config.ema > 0,
+        uses=config_lib.used(config),
         normalization=normalization,
         mesh=mesh,
+        loss=parts.loss or cross_entropy,
+        optimizer=parts.optimizer or config.optimizer,
     )
+
+
+def _check_parts(config: ConfigDict, parts: Parts, spread: bool) -> None:
+    wrong = ""
+    if spread and parts.model is not None:  # its norms may not average over devices
+        wrong = "a network of your own cannot spread a batch: set config.data_devices to 1"
+    elif config.dropout > 0 and not isinstance(parts.model, cnn.CNN | None):
+        wrong = "config.dropout is of this package's CNN: use nn.Dropout in a network of your own"
+    elif config.label_smoothing > 0 and parts.loss is not None:
+        wrong = "config.label_smoothing is of cross entropy: smooth the labels in your own loss"
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def make_hyperparameters(config: ConfigDict) -> Hyperparameters:
@@ -111,9 +169,12 @@ def make_optimizer(
     recipe: Recipe, hyper: Hyperparameters, learning_rate: ArrayLike
 ) -> optax.GradientTransformation:
     """The optimiser of a step with the given learning rate, see `make_schedule`."""
-    return optim.sgd(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
+    if callable(recipe.optimizer):
+        return recipe.optimizer(learning_rate)
+    make = {"sgd": optim.sgd, "muon": optim.muon}[recipe.optimizer]
+    return make(learning_rate, hyper.l1, hyper.l2, hyper.momentum, recipe.nesterov)
 
 
 def make_schedule(recipe: Recipe, hyper: Hyperparameters) -> optax.Schedule:
     """The learning rate of a run at each of its steps, counted from 0."""
-    return optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps)
+    return optim.make_schedule(recipe.schedule, hyper.learning_rate, recipe.steps, hyper.final_rate)

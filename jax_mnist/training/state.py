@@ -50,7 +50,7 @@ def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
         params=params,
         batch_stats=batch_stats,
         opt_state=make_optimizer(recipe, hyper, 0.0).init(params),
-        average=optax.ema(hyper.ema).init((params, batch_stats)) if recipe.average else None,
+        average=optax.ema(hyper.ema).init((params, batch_stats)) if "ema" in recipe.uses else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -18,7 +17,8 @@ from jax.typing import ArrayLike
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import Compiled, separate
 from jax_mnist.training import augment, packing
-from jax_mnist.training.mesh import DATA, REPLICA, size, spread
+from jax_mnist.training.mesh import DATA, REPLICA, example_keys, over_replicas, size, spread
+from jax_mnist.training.objective import Batch, gradient
 from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer, make_schedule
 from jax_mnist.training.state import TrainState
 
@@ -59,7 +59,13 @@ def epoch_orders(
 
 
 def _train_step(
-    recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, index: ArrayLike
+    recipe: Recipe,
+    hyper: Hyperparameters,
+    state: TrainState,
+    data: Dataset,
+    index: ArrayLike,
+    *,
+    teacher: Any = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step on the examples `index` of `data`.
 
@@ -69,6 +75,7 @@ def _train_step(
       state: The state before the step.
       data: Images, uint8 `[n, 28, 28, 1]`, and labels, int32 `[n]`, on the device.
       index: Indices of the examples, int32 `[batch]`.
+      teacher: The teachers' variables, with a leading axis; see `objective.gradient`.
 
     Returns:
       The state after the step, and the step's metrics, which are scalars.
@@ -80,17 +87,9 @@ def _train_step(
     chex.assert_rank([index, state.step], [1, 0])
     images = _augmented(recipe, hyper, state, jnp.asarray(data.images)[index])
     labels = jnp.asarray(data.labels)[index]
-
-    def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
-        logits, updated = recipe.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return _cross_entropy(logits, labels), (logits, updated.get("batch_stats", {}))
-
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    grads, loss, logits, batch_stats = gradient(
+        recipe, hyper, state, Batch(images, labels), teacher
+    )
     accuracy = (logits.argmax(-1) == labels).mean()
     if size(recipe.mesh, DATA) > 1:
         grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), DATA)
@@ -113,46 +112,24 @@ def _train_step(
     return after, metrics
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
-    """The mean of `optax.softmax_cross_entropy_with_integer_labels`, to the bit.
-
-    The gradient of optax's indexing is a scatter, for which a GPU needs seven kernels.
-    """
-    labelled = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    of_labels = jnp.where(labelled, logits, 0).sum(-1)
-    return (jax.nn.logsumexp(logits, axis=-1) - of_labels).mean()
-
-
 def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array) -> Array:
-    """Augments the step's images. Their keys do not depend on how devices share the batch."""
-    shards, batch = size(recipe.mesh, DATA), len(images)
     key = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
-    keys = jax.random.split(key, shards * batch)
-    if shards > 1:
-        keys = jax.lax.dynamic_slice_in_dim(keys, batch * jax.lax.axis_index(DATA), batch)
-    return augment.augment_batch(keys, images, hyper.augment, recipe.normalization)
+    keys = example_keys(recipe.mesh, key, len(images))
+    return augment.augment_batch(keys, images, hyper.augment, recipe.normalization, recipe.uses)
 
 
 train_step = Compiled(_train_step, static_argnames="recipe")
 
 
-def over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps over the leading axis of every argument: all at once, or one by one on a CPU.
-
-    A CPU gains nothing from wider arrays, which do not fit into its caches.
-    """
-
-    def mapped(*args: Any) -> Any:
-        if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda args: function(*args), args)
-        return jax.vmap(function)(*args)
-
-    return mapped
-
-
 @functools.partial(Compiled, static_argnames="recipe", donate_argnames="state")
 def train_steps(
-    recipe: Recipe, hyper: Hyperparameters, state: TrainState, data: Dataset, order: ArrayLike
+    recipe: Recipe,
+    hyper: Hyperparameters,
+    state: TrainState,
+    data: Dataset,
+    order: ArrayLike,
+    *,
+    teacher: Any = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Many steps of several replicas, in one program.
 
@@ -163,6 +140,7 @@ def train_steps(
         `state.init_replicas`. It is donated: its arrays cannot be used again.
       data: The examples, on the device, common to all replicas.
       order: Indices of examples, int32 `[replicas, steps, batch]`; see `epoch_order`.
+      teacher: The teachers' variables, common to all replicas; see `objective.gradient`.
 
     Returns:
       The states after the last step, and the metrics, each `[replicas, steps]`.
@@ -174,17 +152,21 @@ def train_steps(
     step = separate(functools.partial(_train_step, recipe))
 
     def train_replicas(
-        hyper: Hyperparameters, state: TrainState, data: Dataset, order: Array
+        hyper: Hyperparameters, state: TrainState, data: Dataset, order: Array, teacher: Any
     ) -> tuple[TrainState, StepMetrics]:
         def train_one(
             hyper: Hyperparameters, state: TrainState, order: Array
         ) -> tuple[TrainState, StepMetrics]:
             scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
-            return scan(lambda state, index: step(hyper, state, data, index), state, order)
+
+            def one(state: TrainState, index: Array) -> tuple[TrainState, StepMetrics]:
+                return step(hyper, state, data, index, teacher=teacher)
+
+            return scan(one, state, order)
 
         return over_replicas(train_one)(hyper, state, order)
 
-    specs = (P(REPLICA), P(REPLICA), P(), P(REPLICA, None, DATA))
+    specs = (P(REPLICA), P(REPLICA), P(), P(REPLICA, None, DATA), P())
     train = spread(recipe.mesh, train_replicas, specs, P(REPLICA))
-    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, order)
+    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, order, teacher)
     return result

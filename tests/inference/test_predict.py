@@ -12,7 +12,7 @@ from jax_mnist import config
 from jax_mnist.data import datasets
 from jax_mnist.inference.predict import load, predict
 from jax_mnist.runs import history
-from jax_mnist.runs.train import train
+from jax_mnist.runs.trainer import train
 
 ROOT = Path(__file__).parents[2]
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())

@@ -143,12 +143,12 @@ def flax_norm(*, batch_axis, **arguments):
     ],
 )
 @pytest.mark.usefixtures("quickly_compiled")
-def test_the_operations_are_the_plain_ones_with_any_norm(norm, train, monkeypatch):
-    monkeypatch.setattr(model, "LAYERS", SMALL)
+def test_the_operations_are_the_plain_ones_with_any_norm(norm, train):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(10, 10, 10, 1)).astype(np.float32)
     weights = rng.normal(size=(10, 2)).astype(np.float32)
-    networks = [model.CNN(norm=norm, operations=o) for o in (PLAIN, BATCH_FIRST, BATCH_LAST)]
+    operations = (PLAIN, BATCH_FIRST, BATCH_LAST)
+    networks = [model.CNN(norm=norm, operations=o, layers=SMALL) for o in operations]
     given = jax.eval_shape(lambda: networks[0].init(jax.random.key(0), images, train=True))
     given = jax.tree.map(lambda a: np.float32(rng.uniform(0.1, 0.9, a.shape)), given)
     params, others = given.pop("params"), given
@@ -184,11 +184,55 @@ def test_norms_without_modes_have_the_same_parameters(norm):
     assert model.parameter_count(found["params"]) == 8546
 
 
-def test_a_misspelt_operation_of_a_layer_is_an_error(monkeypatch):
+def test_a_misspelt_operation_of_a_layer_is_an_error():
     layers = (model.Layer(3, 10, ("ReLU",)), model.Layer(3, 10, ("norm", "Relu")))
-    monkeypatch.setattr(model, "LAYERS", layers)
     with pytest.raises(ValueError, match="layer 2 has an unknown operation: 'Relu'"):
-        jax.eval_shape(lambda: model.CNN().init(jax.random.key(0), IMAGES, train=True))
+        jax.eval_shape(lambda: model.CNN(layers=layers).init(jax.random.key(0), IMAGES, train=True))
+
+
+def test_the_width_multiplies_the_hidden_features():
+    assert model.widened(1) == model.LAYERS
+    assert [layer.features for layer in model.widened(3)] == [
+        *(3 * layer.features for layer in model.LAYERS[:-1]), 10,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("operations", [PLAIN, BATCH_FIRST, BATCH_LAST])
+@pytest.mark.parametrize(
+    ("position", "then"),
+    [
+        ("last", (("ReLU", "average-pool 4x4"), ())),
+        ("max-pool", (("max-pool 2x2",), ("average-pool 4x4",))),
+    ],
+)
+@pytest.mark.usefixtures("quickly_compiled")
+def test_dropout_multiplies_the_channels_that_the_position_says(operations, position, then):
+    """Both layers are linear from there on."""
+    dropout = model.Dropout(jax.random.split(jax.random.key(2), 5), 0.4)
+    layers = (model.Layer(3, 6, then[0]), model.Layer(1, 10, then[1]))
+    network = model.CNN(operations=operations, layers=layers, dropout_position=position)
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
+    given = network.init(jax.random.key(0), images, train=True)
+    hidden = jax.lax.conv_general_dilated(
+        images, given["params"]["conv1"]["kernel"], (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    if position == "last":
+        hidden = np.maximum(hidden, 0).mean((1, 2))
+    else:
+        hidden = np.asarray(hidden).reshape(5, 3, 2, 3, 2, 6).max((2, 4)).mean((1, 2))
+    factors = np.asarray(dropout.factors(6))
+    assert {*np.round(factors.ravel(), 4)} == {0.0, np.float32(1.6667)}
+    expected = (hidden * factors) @ given["params"]["conv2"]["kernel"][0, 0]
+    found = jax.jit(functools.partial(network.apply, train=True))(given, images, dropout=dropout)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_channels_are_dropped_as_often_as_the_rate_says():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    factors = np.asarray(model.Dropout(keys, 0.3).factors(6))
+    np.testing.assert_allclose((factors == 0).mean(0), 0.3, atol=0.05)
+    np.testing.assert_allclose(factors.mean(), 1, atol=0.02)
 
 
 def test_the_default_operations_are_the_backends():

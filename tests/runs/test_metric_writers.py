@@ -18,7 +18,7 @@ from jax_mnist.config import ConfigError
 from jax_mnist.runs import history, metric_writers
 from jax_mnist.runs import run as run_lib
 from jax_mnist.runs.loop import Progress
-from jax_mnist.runs.train import CheckpointPolicy, train, train_together
+from jax_mnist.runs.trainer import CheckpointPolicy, train, train_together
 from jax_mnist.training.step import StepMetrics
 
 TAGS = {

@@ -16,7 +16,7 @@ from tiny import ROOT
 
 from jax_mnist import config as config_lib
 from jax_mnist.runs import history
-from jax_mnist.runs.train import train
+from jax_mnist.runs.trainer import train
 
 
 def config(**fields):

@@ -10,7 +10,7 @@ from tiny import config, without_times
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
-from jax_mnist.runs import history, study, train, workers
+from jax_mnist.runs import history, study, trainer, workers
 
 
 def variants(**fields):
@@ -29,9 +29,9 @@ def trained(tmp_path_factory):
         runs = study.paired_runs(variants(), 2, tmp_path_factory.mktemp("study"))
         groups = []
         patch.setattr(
-            train,
+            trainer,
             "train_together",
-            lambda group, observe, original=train.train_together: (
+            lambda group, observe, original=trainer.train_together: (
                 groups.append([run.name for run in group]),
                 original(group, observe),
             ),
@@ -62,7 +62,7 @@ def test_every_variant_is_trained_with_the_same_seeds(trained):
 
 def test_runs_that_share_a_program_train_together_off_the_cpu(trained, tmp_path):
     assert trained[2] == [["bn", "l2", "bn", "l2"]]
-    (alone,) = train.train(variants()["l2"], tmp_path / "l2")
+    (alone,) = trainer.train(variants()["l2"], tmp_path / "l2")
     assert_close(trained[1][1], alone)
 
 

@@ -17,7 +17,7 @@ from jax_mnist.runs import history, loop, results
 from jax_mnist.runs import run as run_lib
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.signals import StoppedError
-from jax_mnist.runs.train import CheckpointPolicy, groups_to_train, train, train_together
+from jax_mnist.runs.trainer import CheckpointPolicy, groups_to_train, train, train_together
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
 

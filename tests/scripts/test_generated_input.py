@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jax_mnist import config
 from jax_mnist.data import datasets
 from jax_mnist.runs import history
-from jax_mnist.runs.train import train
+from jax_mnist.runs.trainer import train
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
 from jax_mnist.data.files import PathLike
-from jax_mnist.nn.cnn import layer_table
+from jax_mnist.nn.cnn import CNN, layer_table
 from jax_mnist.runs import (
     checkpoints,
     compiler,
@@ -35,6 +36,7 @@ from jax_mnist.runs.run import (
     replicas,
 )
 from jax_mnist.runs.signals import StoppedError, stop_signals
+from jax_mnist.training.parts import Loss, MakeOptimizer, Parts
 from jax_mnist.training.recipe import make_model
 
 
@@ -60,6 +62,10 @@ def train(
     workdir: PathLike,
     fresh: bool = False,
     policy: CheckpointPolicy = DEFAULT_POLICY,
+    *,
+    model: nn.Module | None = None,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> list[Record]:
     """Trains every replica of a config, and writes the files of each; see `train_together`.
 
@@ -71,12 +77,16 @@ def train(
         part is the run's name in legends.
       fresh: Whether to start over. What `workdir` holds is moved to a folder beside it.
       policy: When checkpoints are saved.
+      model: A network in place of the one that the config describes; see `parts.Parts`. The
+        folder keeps the names of this and the next two: to resume, pass them again.
+      loss: A loss to minimise in place of cross entropy, which is evaluated all the same.
+      optimizer: Makes an optimiser in place of SGD with the config's decay and momentum.
 
     Returns:
       The records, by seed.
 
     Raises:
-      ConfigError: A value is invalid, or the folder holds a run of another config.
+      ConfigError: A value is invalid, or the folder holds a run of another config or other parts.
       DatasetError: The data cannot be loaded.
       HistoryError: The folder holds a history that cannot be read.
       LostProcessError: Another process was lost.
@@ -85,22 +95,25 @@ def train(
     """
     workdir = Path(workdir)
     name = workdir.resolve().name
+    parts = Parts(model, loss, optimizer)
     with processes.fail_together():  # other processes look at the folder only after this
         config_lib.check(config)
+        parts.check()
         check_name(name)
         if fresh:
             loop.load(config)  # reports errors in the data before anything is moved
             if processes.is_first_process() and (aside := move_aside(workdir)):
                 display.say(f"moved {workdir} to {aside}")
     with processes.fail_together():  # before any process writes
-        runs = replicas(name, config, workdir)
+        runs = replicas(name, config, workdir, parts)
         groups = groups_to_train(runs)
         if groups:
             loop.load(config)  # prepares the data, and prints its summary, before there is a bar
     if not groups:
         display.say(f"{workdir} is finished: nothing to do (--fresh starts over)")
     else:
-        display.say(layer_table(make_model(config)))
+        network = model or make_model(config)
+        display.say(layer_table(network) if isinstance(network, CNN) else str(network))
     for group in groups:
         if config.replicas > 1:
             display.say(

@@ -1,0 +1,134 @@
+"""A network, a loss and an optimiser that a caller passes to `runs.train`."""
+
+import functools
+import signal
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+from tiny import Tiny, config, without_times
+
+from jax_mnist import runs
+from jax_mnist.config import ConfigError
+from jax_mnist.data import datasets
+from jax_mnist.inference import predict
+from jax_mnist.runs import trainer
+from jax_mnist.runs.history import HistoryError
+from jax_mnist.runs.run import Run, group_by_program
+from jax_mnist.training.parts import Parts
+
+
+class Linear(nn.Module):
+    """No norm; half of the pixels are dropped in training."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+        return nn.Dense(10)(x)
+
+
+def double(logits, labels):
+    return 2 * optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def slow_sgd(learning_rate):
+    return optax.sgd(learning_rate / 2, momentum=0.9, nesterov=True)
+
+
+PARTS = {"model": Linear(), "loss": double, "optimizer": slow_sgd}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "own"
+    return workdir, *runs.train(config(), workdir, **PARTS)
+
+
+def test_training_minimises_the_loss_with_the_optimiser_and_evaluates_cross_entropy(tmp_path):
+    """Twice the loss at half the rate is the same training."""
+    (usual,) = runs.train(config(), tmp_path / "usual")
+    tiny = Tiny("ghost", 8, None)
+    (same,) = runs.train(config(), tmp_path / "own", model=tiny, loss=double, optimizer=slow_sgd)
+    for name, values in without_times(usual)["metrics"].items():
+        factor = 2 if name == "train_loss" else 1
+        np.testing.assert_allclose(same["metrics"][name], factor * values, rtol=1e-4, err_msg=name)
+
+
+def test_the_record_names_the_parts_and_is_of_the_network(own):
+    _, record = own
+    assert record["config"] == config().to_dict() | {
+        "model": "Linear()", "loss": "double", "optimizer": "slow_sgd",
+    }  # fmt: skip
+    assert record["parameters"] == 784 * 10 + 10
+    assert record["metrics"]["validation_accuracy"][-1] > 0.5
+
+
+def test_training_resumes_with_the_same_parts_only(own, tmp_path):
+    workdir = tmp_path / "own"
+
+    def stop(program, progress):
+        if progress.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(trainer.StoppedError):
+        trainer.train_together([Run("own", config(), workdir, Parts(**PARTS))], stop)
+    for parts, message in (
+        ({}, r"loss is 'double' there, None here, model is 'Linear\(\)' there, None here"),
+        (PARTS | {"loss": optax.squared_error}, "loss is 'double' there, 'squared_error' here"),
+    ):
+        with pytest.raises(ConfigError, match=message) as error:
+            runs.train(config(), workdir, **parts)
+        assert "\n" not in str(error.value)
+    (record,) = runs.train(config(), workdir, **PARTS)
+    jax.tree.map(np.testing.assert_array_equal, without_times(record), without_times(own[1]))
+
+
+def test_predicting_needs_the_network_that_was_trained(own):
+    workdir, record = own
+    for model in (None, Tiny("ghost", 8, None)):
+        with pytest.raises(HistoryError, match=r"holds the network Linear\(\), not") as error:
+            predict.load(workdir, model)
+        assert "\n" not in str(error.value)
+    images = datasets.load("mnist", "test[:150]").images[..., 0]
+    found = predict.predict(predict.load(workdir, Linear()), images)
+    np.testing.assert_allclose(found, record["predictions"]["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": Linear}, "model must be a Flax module, such as CNN"),
+        ({"loss": 0.5}, "loss must be a function; got 0.5"),
+        ({"model": nn.Dense(np.ones(3))}, "model must be hashable; got a Dense"),
+    ],
+)
+def test_parts_of_a_wrong_kind_are_refused_in_one_line(parts, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as error:
+        runs.train(config(), tmp_path / "run", **parts)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_of_an_own_network_are_not_spread_over_devices(tmp_path):
+    with pytest.raises(ConfigError, match=r"set config\.data_devices to 1"):
+        runs.train(config(data_devices=2), tmp_path / "run", model=Linear())
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_with_other_parts_are_other_programs(tmp_path):
+    parts = [Parts(), Parts(loss=double), Parts(loss=double), Parts(model=Linear())]
+    each = [Run(f"{i}", config(seed=i), tmp_path, own) for i, own in enumerate(parts)]
+    assert [[run.name for run in group] for group in group_by_program(each)] == [
+        ["0"], ["1", "2"], ["3"],
+    ]  # fmt: skip
+
+
+def test_names_have_no_address_and_no_line_breaks():
+    model = nn.Sequential([nn.Dense(3), functools.partial(jax.nn.elu, alpha=0.5)])
+    names = Parts(model, functools.partial(double), lambda rate: optax.sgd(rate)).names()
+    assert names["model"].startswith("Sequential(layers=[Dense( # attributes features = 3")
+    assert names["loss"] == "functools.partial(<function double>)"
+    assert names["optimizer"].endswith("<lambda>")
+    assert not any(" at 0x" in name or "\n" in name for name in names.values())

@@ -1,0 +1,197 @@
+"""The regularisers of a batch against NumPy and SciPy."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import tiny
+from tiny import Tiny, config
+
+from jax_mnist import runs
+from jax_mnist.config import ConfigError
+from jax_mnist.runs import loop
+from jax_mnist.runs.run import Run
+from jax_mnist.training import losses, objective, recipe, regularizers
+from jax_mnist.training.mesh import make_mesh
+from jax_mnist.training.parts import Parts
+from jax_mnist.training.recipe import Hyperparameters, Recipe
+from jax_mnist.training.state import init
+from jax_mnist.training.step import train_steps
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 2, (7, 10)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 7).astype(np.int32)
+IMAGES = RNG.normal(size=(7, 28, 28, 1)).astype(np.float32)
+BATCH = objective.Batch(IMAGES, LABELS)
+
+mixup = jax.jit(jax.vmap(regularizers.mixup, in_axes=(0, None, None)))
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothed_labels_are_the_labels_and_a_uniform_part(smoothing):
+    targets = (1 - smoothing) * np.eye(10)[LABELS] + smoothing / 10
+    expected = -(targets * scipy.special.log_softmax(LOGITS.astype(float), 1)).sum(1).mean()
+    found = losses.smoothed_cross_entropy(LOGITS, LABELS, smoothing)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_neighbours_are_partners_and_an_odd_last_one_is_its_own():
+    assert regularizers.partners(7).tolist() == [1, 0, 3, 2, 5, 4, 6]
+    assert regularizers.partners(2).tolist() == [1, 0]
+
+
+def test_mixed_images_are_weighted_means_of_pairs():
+    mixed, share = mixup(jax.random.split(jax.random.key(0), 2000), IMAGES, 0.4)
+    mixed, share = mixed[5], share[5]
+    share = float(share)
+    assert 0.5 <= share < 1
+    np.testing.assert_allclose(mixed[2], share * IMAGES[2] + (1 - share) * IMAGES[3], atol=1e-6)
+    np.testing.assert_allclose(mixed[3], share * IMAGES[3] + (1 - share) * IMAGES[2], atol=1e-6)
+    np.testing.assert_allclose(mixed[6], IMAGES[6], atol=1e-6)
+
+
+def test_the_share_is_the_larger_part_of_a_beta_variable():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    _, shares = mixup(keys, IMAGES, 0.4)
+    expected = scipy.stats.beta(0.4, 0.4)
+    found = scipy.stats.kstest(shares, lambda s: expected.cdf(s) - expected.cdf(1 - s))
+    assert found.pvalue > 0.01
+
+
+def test_the_sharpest_point_nearby_lies_along_the_gradient():
+    params = {"a": np.array([1.0, 2.0]), "b": np.array(3.0)}
+    gradient = {"a": np.array([3.0, 0.0]), "b": np.array(4.0)}
+    moved = regularizers.sharpest_nearby(params, gradient, 0.5)
+    chex.assert_trees_all_close(moved, {"a": np.array([1.3, 2.0]), "b": np.array(3.4)}, rtol=1e-6)
+    still = jax.tree.map(np.zeros_like, params)
+    chex.assert_trees_all_equal(regularizers.sharpest_nearby(params, still, 0.5), params)
+
+
+def made(*uses, **strengths):
+    """A recipe, its hyper-parameters and a state."""
+    model = Tiny(norm="batch", ghost_batch_size=1, axis_name=None)
+    of_step = Recipe(model=model, schedule="constant", steps=4, uses=frozenset(uses))
+    hyper = Hyperparameters(learning_rate=0.1, **strengths)
+    return of_step, hyper, init(of_step, hyper, 0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def result(*args):
+    return objective.gradient(*args)
+
+
+def plain(of_step, state, params, images=IMAGES, labels=LABELS):
+    """The loss and its gradient by the model's own operations, and NumPy's arithmetic on top."""
+
+    @jax.value_and_grad
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = of_step.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
+
+    return jax.jit(loss)(params)
+
+
+def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_nearby():
+    of_step, hyper, state = made("sam", sam=0.3)
+    found = result(of_step, hyper, state, BATCH)
+    value, first = plain(of_step, state, state.params)
+    length = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(first)))
+    moved = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, first)
+    chex.assert_trees_all_close(found.gradient, plain(of_step, state, moved)[1], atol=1e-5)
+    np.testing.assert_allclose(found.loss, value, rtol=1e-5)  # that of the weights themselves
+    assert not np.allclose(*map(np.asarray, (jax.tree.leaves(t)[0] for t in (first, moved))))
+
+
+def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
+    of_step, hyper, state = made("mixup", mixup=0.5)
+    found = result(of_step, hyper, state, BATCH)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 2), 0)
+    images, share = regularizers.mixup(jax.random.split(key, 3)[2], IMAGES, 0.5)
+    own, others = (
+        plain(of_step, state, state.params, images, labels)
+        for labels in (LABELS, LABELS[[1, 0, 3, 2, 5, 4, 6]])
+    )
+    expected = jax.tree.map(lambda a, b: share * a + (1 - share) * b, own, others)
+    chex.assert_trees_all_close((found.loss, found.gradient), expected, atol=1e-5)
+
+
+def test_distillation_compares_with_the_mean_probabilities_of_the_teachers():
+    teachers = RNG.normal(0, 3, (2, 7, 10))
+    probabilities = scipy.special.softmax(teachers / 4, axis=-1).mean(0)
+    own = scipy.special.log_softmax(LOGITS.astype(float) / 4, axis=-1)
+    expected = -16 * (probabilities * own).sum(1).mean()
+    found = losses.distilled_cross_entropy(LOGITS, np.float32(teachers), 4.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_teachers_see_the_images_and_their_part_has_its_weight():
+    of_step, hyper, state = made("distillation", distillation=0.3, temperature=2.0)
+    of_step = of_step._replace(teacher=of_step.model)
+    seeds = [init(of_step, hyper, seed) for seed in (1, 2)]
+    variables = [{"params": s.params, "batch_stats": s.batch_stats} for s in seeds]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+    found = result(of_step, hyper, state, BATCH, stacked)
+    taught = np.stack([of_step.teacher.apply(v, IMAGES, train=False) for v in variables])
+    soft = losses.distilled_cross_entropy(found.logits, taught, 2.0)
+    hard, _ = plain(of_step, state, state.params)
+    np.testing.assert_allclose(found.loss, 0.7 * hard + 0.3 * soft, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run of no epoch that is worth the name: its weights are what counts."""
+    workdir = tmp_path_factory.mktemp("runs") / "teacher"
+    with tiny.network():
+        runs.train(config(epochs=1, train_split="train[:64]"), workdir)
+    return str(workdir)
+
+
+def trained(teacher, **fields):
+    """The losses of two epochs with every regulariser."""
+    every = {"label_smoothing": 0.1, "dropout": 0.2, "mixup": 0.3, "sam": 0.05}
+    every |= {"elastic": 1.0, "cutout": 8.0, "final_rate": 0.1, "teacher": teacher}
+    every |= {"distillation": 0.5, "temperature": 2.0}
+    with tiny.network():
+        program, progress = loop.build([Run("all", config(**every | fields), None)])
+        *_, last = loop.training(program, progress)
+    return [epoch["train_loss"][0] for epoch in last.epochs]
+
+
+def test_all_together_do_not_depend_on_how_devices_share_a_batch(teacher):
+    np.testing.assert_allclose(trained(teacher, data_devices=2), trained(teacher), rtol=1e-4)
+
+
+def test_one_program_serves_all_strengths_above_zero(teacher):
+    before = trained(teacher)
+    compiled = train_steps._cache_size()
+    strengths = {"label_smoothing": 0.2, "dropout": 0.1, "mixup": 1.0, "sam": 0.1, "elastic": 0.5}
+    others = trained(teacher, **strengths, cutout=4.0, distillation=0.2, temperature=5.0)
+    assert train_steps._cache_size() == compiled
+    assert not np.allclose(before, others)
+
+
+def test_pairs_are_not_split_over_devices():
+    with pytest.raises(ConfigError, match="would cut a pair that is mixed; make it a multiple of"):
+        make_mesh(config(mixup=0.2, norm="batch", batch_size=6, data_devices=2), 1)
+    make_mesh(config(mixup=0.2, norm="batch", batch_size=8, data_devices=2), 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "parts"),
+    [
+        ("dropout", Parts(model=Tiny("batch", 1, None))),
+        ("label_smoothing", Parts(loss=losses.cross_entropy)),
+    ],
+)
+def test_what_an_own_part_cannot_do_is_refused(field, parts):
+    with pytest.raises(ConfigError, match=rf"config\.{field} is of") as error:
+        recipe.make_recipe(config(**{field: 0.1}), 300, parts=parts)
+    assert "\n" not in str(error.value)
