@@ -124,43 +124,51 @@ def _correlate(
     relu: bool = False,
 ) -> Array:
     """Convolves, adds a bias to each feature, applies ReLU, and multiplies."""
-    rows, columns, channels, _ = kernel.shape
-    loops = -(-channels // max(1, _MAX_TERMS // (rows * columns)))
-    bounds = [loop * channels // loops for loop in range(loops + 1)]
-    y = None
-    for first, last in itertools.pairwise(bounds):
-        end = {"multiplier": multiplier, "relu": relu} if last == channels else {}
-        y = _add_channels(y, x, kernel, bias, first=first, last=last, **end)
-        bias = None
-    return y  # type: ignore[return-value]
+    rows, columns, channels, features = kernel.shape
+    most = largest_divisor(channels, max(1, _MAX_TERMS // (rows * columns)))
+    groups = channels // most
+    # Of each group of channels: [groups, features, terms].
+    weights = kernel.reshape(rows * columns, groups, most, features).transpose(1, 0, 2, 3)
+    weights = weights.reshape(groups, -1, features, 1, 1)
+    firsts = jnp.arange(0, channels, most, dtype=jnp.int32)
+    add = functools.partial(_add_channels, x=x, size=(rows, columns, most))
+
+    def add_group(y: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        return add(y, first=group[0], weights=group[1]), None
+
+    end = {"multiplier": multiplier, "relu": relu}
+    if groups == 1:
+        return add(None, first=firsts[0], weights=weights[0], bias=bias, **end)
+    y = add(None, first=firsts[0], weights=weights[0], bias=bias)
+    if groups > 2:
+        y, _ = lax.scan(add_group, y, (firsts[1:-1], weights[1:-1]))
+    return add(y, first=firsts[-1], weights=weights[-1], **end)
 
 
-@functools.partial(separate, static_argnames=("first", "last", "relu"))
+@functools.partial(separate, static_argnames=("size", "relu"))
 def _add_channels(
     y: Array | None,
     x: Array,
-    kernel: Array,
-    bias: Array | None,
+    first: Array,
+    weights: Array,
+    bias: Array | None = None,
     *,
-    first: int,
-    last: int,
+    size: tuple[int, int, int],
     multiplier: Array | None = None,
     relu: bool = False,
 ) -> Array:
-    """Adds to `y` the contribution of the input channels from `first` up to `last`."""
-    rows, columns, _, features = kernel.shape
+    """Adds to `y` the contribution of some input channels, from `first` on."""
+    rows, columns, channels = size
     height, width, batch = x.shape[0] - rows + 1, x.shape[2] - columns + 1, x.shape[3]
     # Little of jax.numpy, and no slice where a split will do: a network traces hundreds of these.
-    shape = (rows * columns * (last - first), features, 1, 1)
-    weights = lax.slice_in_dim(kernel, first, last, axis=2).reshape(shape)
     windows = [
-        lax.slice(x, (i, first, j, 0), (i + height, last, j + width, batch))
+        lax.dynamic_slice(x, (i, first, j, 0), (height, channels, width, batch))
         for i in range(rows)
         for j in range(columns)
     ]
-    ones = (1,) * (last - first)
+    ones = (1,) * channels
     channels = [c for window in windows for c in lax.split(window, ones, axis=1)]
-    terms = [c * w for c, w in zip(channels, lax.split(weights, (1,) * shape[0]), strict=True)]
+    terms = [c * w for c, w in zip(channels, lax.split(weights, (1,) * len(channels)), strict=True)]
     total = _sum(terms) if y is None else y + _sum(terms)
     if bias is not None:
         total += bias.reshape(-1, 1, 1)
