@@ -14,7 +14,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 #   order of execution are replaced by deterministic ones, without which a run could not be
 #   repeated, or resumed, to the same bit.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
-    "cpu": {"xla_cpu_prefer_vector_width": 512},
+    "cpu": {"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
     "gpu": {
         "xla_gpu_enable_command_buffer": (
             "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE,CONVOLUTION"
