@@ -17,7 +17,7 @@ from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.batch_last import largest_divisor
-from jax_mnist.runs import history
+from jax_mnist.runs import compiler, history
 from jax_mnist.runs.run import Run
 from jax_mnist.training import augment, recipe
 from jax_mnist.training import mesh as mesh_lib
@@ -128,9 +128,10 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     made = recipe.make_recipe(config, examples, _normalization(config, train), mesh)
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
-    hyper, state = init_replicas(
-        made, [*map(recipe.make_hyperparameters, configs)], [config.seed for config in configs]
-    )
+    with compiler.programs_of(config):
+        hyper, state = init_replicas(
+            made, [*map(recipe.make_hyperparameters, configs)], [config.seed for config in configs]
+        )
     steps = examples // config.batch_size
     program = Program(
         runs=runs,
@@ -200,12 +201,13 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
     while progress.step < program.epochs * steps and progress.active.any():
         start = time.perf_counter()
         epoch, first = divmod(progress.step, steps)
-        if orders is None or first == 0:
-            orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
-        order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
-        state, metrics = train_steps(
-            program.recipe, program.hyper, progress.state, program.train, order
-        )
+        with compiler.programs_of(program.runs[0].config):
+            if orders is None or first == 0:
+                orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
+            order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
+            state, metrics = train_steps(
+                program.recipe, program.hyper, progress.state, program.train, order
+            )
         progress = _after_steps(progress, state, mesh_lib.fetch(mesh, metrics), starts=first == 0)
         ends = progress.step % steps == 0 or not progress.active.any()
         evaluations = evaluate(program, state) if ends else []
@@ -219,14 +221,16 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
 def evaluate(program: Program, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
     """Evaluates each run on the validation examples; see `evaluate_replicas`."""
     variables = jax.vmap(inference_variables)(program.hyper, state)
-    return evaluate_replicas(
-        program.recipe.model,
-        variables,
-        program.validation,
-        probabilities=probabilities,
-        normalization=program.recipe.normalization,
-        mesh=program.mesh,
-    )[: len(program.runs)]
+    with compiler.programs_of(program.runs[0].config):
+        evaluations = evaluate_replicas(
+            program.recipe.model,
+            variables,
+            program.validation,
+            probabilities=probabilities,
+            normalization=program.recipe.normalization,
+            mesh=program.mesh,
+        )
+    return evaluations[: len(program.runs)]
 
 
 def _after_steps(
