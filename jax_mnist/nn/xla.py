@@ -26,7 +26,7 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-# What calls a `Compiled` with its arguments instead, if set: see `runs.compiler.programs_of`.
+# What calls a `Compiled` with its arguments instead, if set: see `runs.compiler.stored_programs`.
 CALL_WITH: ContextVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None] = ContextVar(
     "CALL_WITH", default=None
 )
@@ -35,8 +35,10 @@ CALL_WITH: ContextVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | No
 class Compiled:
     """A function compiled by `jax.jit`, with `COMPILER_OPTIONS` and full float32 precision.
 
-    Static arguments must be given by name in `static_argnames`. By default a GPU rounds the factors of a matrix product or a convolution to 10 bits (TF32), and
+    By default a GPU rounds the factors of a matrix product or a convolution to 10 bits (TF32), and
     results would not be those of a CPU except for rounding in float32.
+
+    Static arguments are named by `static_argnames`.
 
     The backend is asked for in the first call, so that importing a module does not start one. Other
     attributes, such as `lower`, are those of what `jax.jit` returns.

@@ -128,7 +128,7 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     made = recipe.make_recipe(config, examples, _normalization(config, train), mesh)
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
-    with compiler.programs_of(config):
+    with compiler.stored_programs():
         hyper, state = init_replicas(
             made, [*map(recipe.make_hyperparameters, configs)], [config.seed for config in configs]
         )
@@ -201,7 +201,7 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
     while progress.step < program.epochs * steps and progress.active.any():
         start = time.perf_counter()
         epoch, first = divmod(progress.step, steps)
-        with compiler.programs_of(program.runs[0].config):
+        with compiler.stored_programs():
             if orders is None or first == 0:
                 orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
             order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
@@ -221,7 +221,7 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
 def evaluate(program: Program, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
     """Evaluates each run on the validation examples; see `evaluate_replicas`."""
     variables = jax.vmap(inference_variables)(program.hyper, state)
-    with compiler.programs_of(program.runs[0].config):
+    with compiler.stored_programs():
         evaluations = evaluate_replicas(
             program.recipe.model,
             variables,

@@ -53,7 +53,9 @@ def _init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState
     )
 
 
-init = functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)(_init)
+init = functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)(
+    _init
+)
 
 
 @functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
