@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jax_mnist.nn.xla import separate
 
@@ -124,43 +125,49 @@ def _correlate(
     relu: bool = False,
 ) -> Array:
     """Convolves, adds a bias to each feature, applies ReLU, and multiplies."""
-    rows, columns, channels, _ = kernel.shape
-    loops = -(-channels // max(1, _MAX_TERMS // (rows * columns)))
-    bounds = [loop * channels // loops for loop in range(loops + 1)]
-    y = None
-    for first, last in itertools.pairwise(bounds):
-        end = {"multiplier": multiplier, "relu": relu} if last == channels else {}
-        y = _add_channels(y, x, kernel, bias, first=first, last=last, **end)
-        bias = None
-    return y  # type: ignore[return-value]
+    rows, columns, channels, features = kernel.shape
+    most = largest_divisor(channels, max(1, _MAX_TERMS // (rows * columns)))
+    groups = channels // most
+    # Of each group of channels: [groups, terms, features, 1, 1].
+    weights = kernel.reshape(rows * columns, groups, most, features).swapaxes(0, 1)
+    weights = weights.reshape(groups, -1, features, 1, 1)
+    size = (rows, columns, most)
+
+    def add_group(group: ArrayLike, y: Array) -> Array:
+        return _add_channels(y, x, weights, group, size=size)
+
+    end = {"multiplier": multiplier, "relu": relu}
+    if groups == 1:
+        return _add_channels(None, x, weights, 0, bias, size=size, **end)
+    y = _add_channels(None, x, weights, 0, bias, size=size)
+    if groups > 2:
+        y = lax.fori_loop(1, groups - 1, add_group, y)
+    return _add_channels(y, x, weights, groups - 1, size=size, **end)
 
 
-@functools.partial(separate, static_argnames=("first", "last", "relu"))
+@functools.partial(separate, static_argnames=("size", "relu"))
 def _add_channels(
     y: Array | None,
     x: Array,
-    kernel: Array,
-    bias: Array | None,
+    weights: Array,
+    group: ArrayLike,
+    bias: Array | None = None,
     *,
-    first: int,
-    last: int,
+    size: tuple[int, int, int],
     multiplier: Array | None = None,
     relu: bool = False,
 ) -> Array:
-    """Adds to `y` the contribution of the input channels from `first` up to `last`."""
-    rows, columns, _, features = kernel.shape
-    height, width, batch = x.shape[0] - rows + 1, x.shape[2] - columns + 1, x.shape[3]
+    """Adds to `y` the contribution of one group of input channels."""
+    rows, columns, most = size
+    block = (x.shape[0] - rows + 1, most, x.shape[2] - columns + 1, x.shape[3])
+    group = jnp.asarray(group, jnp.int32)
     # Little of jax.numpy, and no slice where a split will do: a network traces hundreds of these.
-    shape = (rows * columns * (last - first), features, 1, 1)
-    weights = lax.slice_in_dim(kernel, first, last, axis=2).reshape(shape)
     windows = [
-        lax.slice(x, (i, first, j, 0), (i + height, last, j + width, batch))
-        for i in range(rows)
-        for j in range(columns)
+        _slice(x, (i, group * most, j, 0), block) for i in range(rows) for j in range(columns)
     ]
-    ones = (1,) * (last - first)
-    channels = [c for window in windows for c in lax.split(window, ones, axis=1)]
-    terms = [c * w for c, w in zip(channels, lax.split(weights, (1,) * shape[0]), strict=True)]
+    channels = [c for window in windows for c in lax.split(window, (1,) * most, axis=1)]
+    weights = _slice(weights, (group, 0, 0, 0, 0), (1, *weights.shape[1:]))[0]
+    terms = [c * w for c, w in zip(channels, lax.split(weights, (1,) * len(channels)), strict=True)]
     total = _sum(terms) if y is None else y + _sum(terms)
     if bias is not None:
         total += bias.reshape(-1, 1, 1)
@@ -201,19 +208,20 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> tuple[Arra
     most = max(blocks, key=lambda block: (math.prod(block), -entries(block)), default=(1, 1))
     x_shape, dy_shape = shapes(most)
 
-    def add_block(totals: tuple[Array, Array], corner: Array) -> tuple[tuple[Array, Array], None]:
-        h, w = corner
-        x_block = lax.dynamic_slice(x, (h, 0, w, 0), x_shape)
-        dy_block = lax.dynamic_slice(dy, (h + rows - 1, 0, w + columns - 1, 0), dy_shape)
-        total, total_dy = totals
-        return (_add_positions(total, x_block, dy_block), total_dy + dy_block.sum((0, 2))), None
+    across = width // most[1]
 
-    corners = itertools.product(range(0, height, most[0]), range(0, width, most[1]))
+    def add_block(number: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+        h, w = lax.div(number, across) * most[0], lax.rem(number, across) * most[1]
+        x_block = _slice(x, (h, 0, w, 0), x_shape)
+        dy_block = _slice(dy, (h + rows - 1, 0, w + columns - 1, 0), dy_shape)
+        total, total_dy = totals
+        return _add_positions(total, x_block, dy_block), total_dy + dy_block.sum((0, 2))
+
     zeros = (
         jnp.zeros((features, rows, channels, columns, batch), dy.dtype),
         jnp.zeros((features, batch), dy.dtype),
     )
-    return lax.scan(add_block, zeros, jnp.array([*corners], jnp.int32))[0]
+    return lax.fori_loop(0, height // most[0] * across, add_block, zeros)
 
 
 @separate
@@ -227,6 +235,10 @@ def _add_positions(total: Array, x: Array, dy: Array) -> Array:
         for w, dy_there in enumerate(lax.split(dy_row, (1,) * width, axis=4))
     ]
     return total + _sum(terms)[0]
+
+
+# `lax.dynamic_slice`, of which half the code would be about negative indices.
+_slice = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
 
 
 def largest_divisor(number: int, most: int) -> int:

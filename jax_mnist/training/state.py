@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_mnist.nn.xla import COMPILE_QUICKLY
+from jax_mnist.nn.xla import COMPILE_QUICKLY, Compiled
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer
 
@@ -38,8 +38,7 @@ class TrainState:
     average: optax.EmaState | None
 
 
-@functools.partial(jax.jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
-def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
+def _init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
     """The state before the first step. Everything random in the run follows from `seed`."""
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = recipe.model.init(init_key, jnp.zeros((1, 28, 28, 1)), train=False)
@@ -54,6 +53,17 @@ def init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
     )
 
 
+init = functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)(
+    _init
+)
+
+
+@functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
+def _init_all(recipe: Recipe, hyper: Hyperparameters, seeds: ArrayLike) -> TrainState:
+    state: TrainState = jax.vmap(functools.partial(_init, recipe))(hyper, seeds)
+    return state
+
+
 def init_replicas(
     recipe: Recipe, hypers: Sequence[Hyperparameters], seeds: Sequence[int]
 ) -> tuple[Hyperparameters, TrainState]:
@@ -65,7 +75,7 @@ def init_replicas(
     """
     hyper = jax.tree.map(lambda *values: np.array(values, np.float32), *hypers)
     placed = mesh_lib.put(recipe.mesh, (hyper, np.array(seeds)), mesh_lib.REPLICA)
-    return placed[0], jax.vmap(functools.partial(init, recipe))(*placed)
+    return placed[0], _init_all(recipe, *placed)
 
 
 def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def epoch_order(key: Array, epoch: ArrayLike, examples: int, batch_size: int) ->
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("examples", "batch_size", "mesh"))
+@functools.partial(Compiled, static_argnames=("examples", "batch_size", "mesh"))
 def epoch_orders(
     keys: Array, epoch: ArrayLike, examples: int, batch_size: int, mesh: Mesh | None = None
 ) -> Array:
