@@ -55,13 +55,14 @@ class Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the compiled function."""
         call = CALL_WITH.get()
-        return self._jitted(*args, **kwargs) if call is None else call(self, args, kwargs)
+        return self.jitted(*args, **kwargs) if call is None else call(self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._jitted, name)
+        return getattr(self.jitted, name)
 
     @property
-    def _jitted(self) -> Any:
+    def jitted(self) -> Any:
+        """What `jax.jit` returns."""
         return _jit(self, jax.default_backend())
 
 

@@ -79,10 +79,11 @@ def _call(folder: Path, function: Compiled, args: tuple[Any, ...], kwargs: dict[
     static = {name: given.pop(name) for name in function.static_argnames if name in given}
     types = jax.tree.map(jax.typeof, given)
     key = repr((function.__module__, function.__qualname__, static, types))
+    if " at 0x" in key:  # an address in it: the text does not say what the values are
+        return function.jitted(*args, **kwargs)
     if key not in _programs:
-        # Without an address in it, the text says what the values are in every process.
-        path = None if " at 0x" in key else folder / f"program-{_digest(key)}"
-        _programs[key] = (path and _load(path)) or _compile(function, args, kwargs, path)
+        path = folder / f"program-{_digest(key)}"
+        _programs[key] = _load(path) or _compile(function, args, kwargs, path)
     positional = [a for n, a in zip(parameters, args, strict=False) if n not in static]
     return _programs[key](*positional, **{n: a for n, a in kwargs.items() if n not in static})
 
@@ -91,11 +92,9 @@ _programs: dict[str, jax.stages.Compiled] = {}
 
 
 def _compile(
-    function: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path | None
+    function: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
 ) -> jax.stages.Compiled:
     lowered = function.lower(*args, **kwargs)
-    if path is None:
-        return lowered.compile()
     with _without_jax_cache():
         program = lowered.compile()
     with contextlib.suppress(OSError):  # the cache cannot be written: nothing is lost but time
