@@ -20,7 +20,7 @@ from jax_mnist.runs import study
 
 VARIANTS = claims.ORIGINAL  # what is trained if none is named
 QUICK_VARIANTS = ("bn", "gbn", "gbn_l2")  # likewise with --quick
-QUICK = {"epochs": 3, "train_split": "train[:20000]"}
+QUICK = {"epochs": 3, "train_split": "train[:16000]"}
 QUICK_SEEDS, SEEDS = 3, 5
 NOTE = (
     "This is a quick study, for a first impression: {epochs} epochs of the images "
