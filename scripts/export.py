@@ -1,8 +1,8 @@
 """Exports a trained network to one file, in the folder of the run.
 
-python scripts/export.py runs/gbn                       network.jaxexport: needs only JAX to run
-python scripts/export.py runs/gbn --format html         network.html: a page to draw digits on
-python scripts/export.py runs/gbn --format safetensors  network.safetensors: for other frameworks
+python scripts/export.py runs/gbn                        # needs only JAX to run
+python scripts/export.py runs/gbn --format html          # a page to draw on
+python scripts/export.py runs/gbn --format safetensors   # other frameworks
 
 If the run has several replicas, all of them are in the file.
 """

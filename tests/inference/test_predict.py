@@ -77,7 +77,7 @@ def test_the_script_names_drawn_digits(run, scripts, tmp_path):
         ("export.py", ["nowhere"], "nowhere holds no finished run"),
         ("export.py", [], "name the folder of one run"),
         ("export.py", ["RUN", "--out=file/x"], "'file/x': cannot be written: Not a directory"),
-        ("plot.py", [], "name the history.pkl of one or more runs"),
+        ("plot.py", [], "name the folders of one or more runs, or their history.pkl"),
     ],
 )
 def test_bad_arguments_end_in_one_line(run, scripts, name, arguments, message, tmp_path):
