@@ -86,7 +86,7 @@ FIELDS = (
         Range(0, 1_000_000),
         affects_results=False,
     ),
-    Field("dataset", "mnist", "A known data set, or a folder of IDX files."),
+    Field("dataset", "mnist", "A known data set, or a folder of pictures or of IDX files."),
     Field("train_split", "train", "What to train on, in TFDS's words, such as `train[:50000]`."),
     Field("validation_split", "test", "What to evaluate on after every epoch, likewise."),
     Field("data_dir", "", "The TFDS data folder; empty for TFDS's default."),

@@ -46,7 +46,10 @@ def define_config():
         config_flags.DEFINE_config_dict(
             "config", config_lib.base(), "Sets a field.", sys_argv=_without_config(sys.argv)
         )
-    except Exception as error:  # an unknown field on the command line
+    except AttributeError as error:  # an unknown field on the command line
+        reason = error.args[0].args[0] if isinstance(error.args[0], KeyError) else str(error)
+        fail("a config has no field " + reason.replace("\n", ": "))
+    except Exception as error:  # a value that cannot be read
         fail(error)
 
 
@@ -155,7 +158,8 @@ def _help(description):
     lines = [description.strip(), "", "Flags:"]
     for flag in own:
         default = "" if flag.default in (None, False) else f" (default: {flag.default})"
-        first, *more = textwrap.wrap(f"{flag.help}{default}", 52)
+        meaning = flag.help.partition(";\n")[0]  # absl says of some that they may be repeated
+        first, *more = textwrap.wrap(f"{meaning}{default}", 52)
         lines += [f"  --{flag.name:22}  {first}", *(f"{'':28}{line}" for line in more)]
     if "config" in flags.FLAGS:
         lines += ["", "Fields of a config and their defaults, set by --config.FIELD=VALUE:"]

@@ -23,9 +23,8 @@ QUICK_VARIANTS = ("bn", "gbn", "gbn_l2")  # likewise with --quick
 QUICK = {"epochs": 3, "train_split": "train[:16000]"}
 QUICK_SEEDS, SEEDS = 3, 5
 NOTE = (
-    "This is a quick study, for a first impression: {epochs} epochs of the images "
-    "{train_split}. Networks that are trained for so short a time rank otherwise than those "
-    "of a full study."
+    "This is a quick study, for a first impression: {epochs} epochs of the training images "
+    "{train_split}. After so short a training, variants may rank differently than in a full study."
 )
 
 _QUICK = flags.DEFINE_bool("quick", False, "Few epochs of few images: two to three minutes.")

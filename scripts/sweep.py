@@ -29,7 +29,6 @@ SPLITS = ("train_split", "validation_split")
 _VARY = flags.DEFINE_multi_string("vary", None, "FIELD=VALUE,VALUE,...; may be repeated.")
 _REPLICAS = flags.DEFINE_integer("replicas", 1, "Seeds of each combination.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs (runs/sweep_<config name>).")
-flags.mark_flag_as_required("vary")
 define_config()
 
 
@@ -56,6 +55,8 @@ def main(arguments):
 
 def _vary(chosen):
     """The values of each varied field, as they were typed."""
+    if not _VARY.value:
+        fail("name the values to try, such as --vary l2=1e-5,1e-4")
     vary = {}
     for text in _VARY.value:
         field, equals, values = text.partition("=")
@@ -85,18 +86,17 @@ def ranking(records):
             diverged.append([name, len(runs), lost, "", "", ""])
             continue
         accuracies = [final_accuracy(run) for run in runs.values()]
-        mean, low, high, _ = statistics.mean_interval(accuracies)
+        mean, low, high, _ = statistics.accuracy_interval(accuracies)
         if len(runs) < 3 or not math.isfinite(low):  # equal accuracies have no interval
             low, high = min(accuracies), max(accuracies)
-        numbers = (mean, max(low, 0.0), min(high, 100.0))
-        ranked.append([name, len(runs), 0, *(round(number, 4) for number in numbers)])
+        ranked.append([name, len(runs), 0, *(round(n, 4) for n in (mean, low, high))])
     return sorted(ranked, key=lambda row: -row[3]) + diverged
 
 
 def show(rows, images):
     seeds = rows[0][1]
-    between = {1: "", 2: "; lowest to highest"}.get(seeds, "; 95 % interval")
-    print(f"accuracy on {images}, {seeds} of each{between}")
+    between = {1: "", 2: " (lowest to highest)"}.get(seeds, " (95 % interval)")
+    print(f"mean accuracy{between} on {images}, {seeds} {'seed' if seeds == 1 else 'seeds'} each")
     for name, _, diverged, mean, low, high in rows:
         interval = f" ({low:.3f} to {high:.3f})" if seeds > 1 and not diverged else ""
         print(f"{'diverged' if diverged else f'{mean:.3f} %'}{interval}  {name}")

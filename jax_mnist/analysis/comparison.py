@@ -43,7 +43,7 @@ class Comparison:
         self.diverged = len(self.records) < len(self.all_records)
         self.baseline = BASELINE if BASELINE in self.variants else next(iter(self.variants))
         self.accuracies = {
-            name: statistics.mean_interval([run.final_accuracy(r) for r in runs.values()])
+            name: statistics.accuracy_interval([run.final_accuracy(r) for r in runs.values()])
             for name, runs in self.variants.items()
         }
         highest = max(accuracy.mean for accuracy in self.accuracies.values())

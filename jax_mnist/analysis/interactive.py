@@ -100,8 +100,8 @@ def hardest(study: Comparison, images: Sequence[HardImage]) -> str:
         )
     which = f"The {len(images)} {escape(study.images(str))}" if len(images) > 1 else "The image"
     return (
-        f"<p>{which} that most of {count(runs, 'run')} get wrong, each with the number of runs "
-        "that do. An image opens with the variants that get it wrong when it is tapped.</p>"
+        f"<p>{which} that most of the {count(runs, 'run')} get wrong, each with the number of "
+        "runs that do. Tap an image to see which variants get it wrong.</p>"
         f'<div class="hardest">{"".join(figures)}</div>'
     )
 

@@ -74,7 +74,7 @@ def results(study: Comparison) -> list[Block]:
         cells[2:2] = [study.description(name)] * bool(study.varied)
         best = name in study.best
         cells[0] = f"**{cells[0]}**" if best else cells[0]
-        first = f"**{code(name)}** (best)" if best else code(name)
+        first = f"**{code(name)}** (highest)" if best else code(name)
         rows.append([first, *cells, *[lost] * study.diverged])
     marked = [i for i, name in enumerate(study.all_variants) if name in study.best]
     pictures: list[Block] = [
@@ -118,7 +118,8 @@ def _explanation(study: Comparison, epochs: int) -> str:
             "seeds, in percentage points (pp)."
         )
     sentences.append(
-        "Seconds are the mean duration of a run, which may have shared its machine with others. "
+        "Seconds are the mean duration of a run with its compilation; runs may have shared a "
+        "machine. "
         "Intervals are 95 % intervals over seeds (Student's t). They cover the randomness of a "
         "seed, which determines initialisation, data order and augmentation, on these images; "
         "other images would shift all variants together."

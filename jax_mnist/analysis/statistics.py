@@ -77,6 +77,13 @@ def mean_interval(values: Sequence[float] | np.ndarray, rounding: float = 0.0) -
     return Estimate(mean, mean - half, mean + half, p)
 
 
+def accuracy_interval(accuracies: Sequence[float]) -> Estimate:
+    """`mean_interval` of accuracies in per cent, within 0 to 100."""
+    estimate = mean_interval(accuracies)
+    low, high = np.clip([estimate.low, estimate.high], 0, 100).tolist()
+    return estimate._replace(low=low, high=high)
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """Estimates the mean of `a - b`, both `[n]` over the same seeds, as `scipy.stats.ttest_rel`."""
     return mean_interval(np.subtract(a, b), rounding=1e-9 * np.abs(a).max())

@@ -114,8 +114,8 @@ def bar_format(label: str, texts: Sequence[str], columns: int) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """`'done in 02:41'`, or nothing if it is not known or less than a second."""
-    return f"done in {tqdm.format_interval(seconds)}" if seconds >= 1 else ""
+    """`'02:41 left'`, or nothing if it is not known or less than a second."""
+    return f"{tqdm.format_interval(seconds)} left" if seconds >= 1 else ""
 
 
 Draw = Callable[[str, float, Sequence[str]], None]

@@ -36,7 +36,9 @@ class Pace:
 
 
 class Estimate:
-    """The time that is left of many runs, from the epochs trained since the first call was over.
+    """The time that is left of many runs, from the time that epochs take in the steady state.
+
+    The first interval between two reports of a run does not count: it is mostly compilation.
 
     Args:
       epochs: Of each run.
@@ -46,21 +48,22 @@ class Estimate:
     def __init__(self, epochs: Sequence[int], lanes: int) -> None:
         self.epochs, self.lanes = epochs, lanes
         self.done: dict[int, float] = {}
-        self._trained, self._start, self._last = 0.0, math.nan, math.nan
+        self._last: dict[int, float] = {}  # when a run whose first interval is over reported
+        self._trained, self._seconds, self._now = 0.0, 0.0, 0.0
 
     def report(self, number: int, done: float, now: float) -> None:
         """Notes the epochs that a run has behind it; the first report is from before training."""
-        if number in self.done and math.isnan(self._start):
-            self._start = now  # what came before was mostly compilation
-        elif number in self.done:
+        if number in self._last:
             self._trained += done - self.done[number]
-            self._last = now
+            self._seconds += now - self._last[number]
+        if number in self.done:
+            self._last[number] = self._now = now
         self.done[number] = done
 
     @property
     def compiling(self) -> bool:
         """Whether no run has trained yet."""
-        return math.isnan(self._start)
+        return not self._last
 
     def seconds_left(self, now: float) -> float:
         """The time until the last run ends, if each lane takes the next run when it is free."""
@@ -69,5 +72,4 @@ class Estimate:
         lanes = [0.0] * self.lanes
         for number, epochs in enumerate(self.epochs):
             heapq.heapreplace(lanes, lanes[0] + epochs - self.done.get(number, 0.0))
-        seconds = (self._last - self._start) * self.lanes / self._trained  # of an epoch
-        return max(0.0, max(lanes) * seconds - (now - self._last))
+        return max(0.0, max(lanes) * self._seconds / self._trained - (now - self._now))

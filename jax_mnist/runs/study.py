@@ -95,11 +95,14 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
     if unfinished:
         finished = len(runs) - len(unfinished)
         on_cpu = jax.default_backend() == "cpu"
-        lanes = len(workers.cores(len(unfinished))) if on_cpu else 1
-        together = f"{lanes} at a time" if on_cpu else "those of a program together"
-        display.say(f"{len(runs)} runs, {finished} of them finished; training {together}")
+        groups = [] if on_cpu else trainer.groups_to_train(unfinished)
+        lanes = max(map(len, groups), default=len(workers.cores(len(unfinished))))
+        display.say(f"{len(runs)} runs, {finished} of them finished; training {lanes} at a time")
         with display.of_runs(unfinished, lanes, finished) as shown:
-            (_train_on_every_core if on_cpu else _train_by_program)(unfinished, shown)
+            if on_cpu:
+                _train_on_every_core(unfinished, shown)
+            for group in groups:
+                _train_group(unfinished, group, shown)
     # A finished run may have been trained alone, under another name.
     return [{**history.load(run.workdir / HISTORY), "name": run.name} for run in runs]
 
@@ -111,15 +114,14 @@ def _train_on_every_core(runs: Sequence[Run], shown: RunsDisplay) -> None:
         shown.draw()
 
 
-def _train_by_program(runs: Sequence[Run], shown: RunsDisplay) -> None:
-    for group in trainer.groups_to_train(runs):
-        numbers = [runs.index(run) for run in group]
+def _train_group(runs: Sequence[Run], group: Sequence[Run], shown: RunsDisplay) -> None:
+    numbers = [runs.index(run) for run in group]
 
-        def observe(program: Program, progress: Progress, numbers: list[int] = numbers) -> None:
-            for number in numbers:
-                shown.advance(number, progress.step / program.steps_per_epoch)
-            shown.draw()
-
-        trainer.train_together(group, observe)
+    def observe(program: Program, progress: Progress) -> None:
         for number in numbers:
-            shown.finish(number, history.load(runs[number].workdir / HISTORY))
+            shown.advance(number, progress.step / program.steps_per_epoch)
+        shown.draw()
+
+    trainer.train_together(group, observe)
+    for number in numbers:
+        shown.finish(number, history.load(runs[number].workdir / HISTORY))

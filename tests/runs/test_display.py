@@ -76,7 +76,7 @@ def test_runs_that_train_together_are_named(runs, text):
     assert display.who(runs) == text
 
 
-TEXTS = ["done in 02:41", "loss 0.065", "5,123 images/s"]
+TEXTS = ["02:41 left", "loss 0.065", "5,123 images/s"]
 
 
 @pytest.mark.parametrize("columns", [10, 24, 40, 60, 80, 132])
@@ -88,7 +88,7 @@ def test_a_bar_is_never_wider_than_the_terminal(columns):
     assert shown == {10: [], 24: [], 40: TEXTS[:1], 60: TEXTS[:2]}.get(columns, TEXTS)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(161.4, "done in 02:41"), (0.4, ""), (math.nan, "")])
+@pytest.mark.parametrize(("seconds", "text"), [(161.4, "02:41 left"), (0.4, ""), (math.nan, "")])
 def test_a_time_left_is_said_if_it_is_known(seconds, text):
     assert display.time_left(seconds) == text
 
@@ -112,13 +112,13 @@ def test_the_estimate_of_a_study_counts_neither_compilation_nor_what_was_trained
     estimate.report(1, 0.0, now=0.0)
     assert estimate.compiling
     estimate.report(0, 5.0, now=100.0)
-    estimate.report(1, 0.0, now=100.0)
     assert not estimate.compiling and math.isnan(estimate.seconds_left(now=100.0))
     estimate.report(0, 6.0, now=110.0)
-    estimate.report(1, 1.0, now=110.0)
-    # Ten seconds an epoch on each lane: 4 + 10 epochs on one, 9 on the other.
-    assert estimate.seconds_left(now=110.0) == pytest.approx(140)
-    assert estimate.seconds_left(now=115.0) == pytest.approx(135)
+    estimate.report(1, 0.5, now=120.0)  # compiled for longer, which is no part of it either
+    estimate.report(1, 1.0, now=125.0)
+    # Ten seconds an epoch: 4 + 10 epochs on one lane, 9 on the other.
+    assert estimate.seconds_left(now=125.0) == pytest.approx(140)
+    assert estimate.seconds_left(now=130.0) == pytest.approx(135)
     for number in range(3):
         estimate.report(number, 10.0, now=200.0)
     assert estimate.seconds_left(now=200.0) == 0

@@ -177,7 +177,7 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
     )  # fmt: skip
     assert swept.returncode == 0, swept.stderr
     *_, title, first, second, last = swept.stdout.splitlines()
-    assert title == "accuracy on train[-10000:], 2 of each; lowest to highest"
+    assert title == "mean accuracy (lowest to highest) on train[-10000:], 2 seeds each"
     assert last == "ranking in runs/sweep_l2/ranking.csv"
     with open(tmp_path / "runs" / "sweep_l2" / "ranking.csv", newline="") as file:
         rows = [*csv.DictReader(file)]
