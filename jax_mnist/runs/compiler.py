@@ -54,7 +54,7 @@ def stored_programs() -> Iterator[None]:
     """Within this context, `Compiled` functions are loaded from the cache without tracing them.
 
     JAX's own cache spares a second run only the work of XLA: a training step is still traced and
-    lowered. To the first step, a second run took 7.4 s of processor time with it, and takes 3.4 s.
+    lowered. To the first step, a second run took 7.7 s of processor time with it, and takes 3.2 s.
 
     What the functions compute must follow from the source of this package, the types of their
     arguments, and what `repr` says of static ones. Only programs for a single CPU device are
