@@ -36,7 +36,7 @@ def test_the_tables_have_the_numbers(written):
         estimate = statistics.mean_interval(accuracies)
         mean = estimate.mean
         best = name == "gbn_l1_l2"
-        row = cells(results, f"**`{name}`** (best)" if best else f"`{name}`")
+        row = cells(results, f"**`{name}`** (highest)" if best else f"`{name}`")
         assert row[1] == (f"**{mean:.3f}**" if best else f"{mean:.3f}")
         assert row[2] == interval(estimate)
         assert row[-6:-3] == ["6.0", f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"]
@@ -97,7 +97,7 @@ def test_few_seeds_or_variants_give_what_is_possible(tmp_path, records):
     assert ("A single seed gives no interval" in text) == (len({r["seed"] for r in records}) == 1)
     variants = {record["name"] for record in records}
     assert ("## Differences" in text) == (len(variants) > 1)
-    assert ("(best)" in text) == (len(variants) > 1)
+    assert ("(highest)" in text) == (len(variants) > 1)
     assert " 1 seeds" not in text and "1 comparisons" not in text
 
 
