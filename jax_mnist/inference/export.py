@@ -58,7 +58,7 @@ def to_safetensors(network: TrainedNetwork) -> bytes:
     `conv1.weight` is float32 `[replicas, features, channels, rows, columns]`; `norm1.weight`,
     `norm1.bias`, `norm1.running_mean` and `norm1.running_var` are `[replicas, features]`, for a
     norm that adds 1e-5 to the variance. The metadata have one entry, `network`: a JSON object with
-    `layers` (`cnn.LAYERS`), `normalization`, `labels` and `seeds`.
+    `layers` (`CNN.layers`), `normalization`, `labels` and `seeds`.
     """
     tensors = {}
     for module, params in network.variables["params"].items():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jax_mnist.inference.predict import TrainedNetwork
-from jax_mnist.nn import cnn
+from jax_mnist.nn.cnn import CNN
 
 _FILES = resources.files("jax_mnist.inference") / "web"
 _SCRIPTS = ("network.js", "placing.js", "page.js")
@@ -48,16 +48,22 @@ def to_html(network: TrainedNetwork) -> bytes:
 
 
 def describe(network: TrainedNetwork) -> dict[str, Any]:
-    """What has to be known to use the weights, ready for JSON."""
-    record = network.records[0]
+    """What has to be known to use the weights of a `CNN`, ready for JSON."""
+    record, model = network.records[0], _cnn(network)
     return {
         "name": record["name"],
-        "layers": [layer._asdict() for layer in cnn.LAYERS],
+        "layers": [layer._asdict() for layer in model.layers],
         "normalization": network.normalization._asdict(),
         "labels": record["label_names"],
         "transposed": network.transposed,
         "seeds": [record["seed"] for record in network.records],
     }
+
+
+def _cnn(network: TrainedNetwork) -> CNN:
+    if not isinstance(network.model, CNN):
+        raise TypeError(f"only a CNN has layers to describe; got a {type(network.model).__name__}")
+    return network.model
 
 
 def _read(name: str) -> str:
@@ -89,9 +95,10 @@ def _folded(network: TrainedNetwork) -> np.ndarray:
     norm maps a channel `x` to `scale * x + offset`.
     """
     params, stats = network.variables["params"], network.variables["batch_stats"]
-    norm: Any = network.model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)
+    model = _cnn(network)
+    norm: Any = model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)
     arrays: list[np.ndarray] = []
-    for number, layer in enumerate(cnn.LAYERS, start=1):
+    for number, layer in enumerate(model.layers, start=1):
         arrays.append(params[f"conv{number}"]["kernel"])
         if "norm" in layer.then:
             gain, running = params[f"norm{number}"], stats[f"norm{number}"]

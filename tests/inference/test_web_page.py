@@ -1,6 +1,7 @@
 """The page with a network inside places and names drawings as the Python program does."""
 
 import base64
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from browser import opened
 from jax_mnist.data import datasets
 from jax_mnist.inference import pictures, web_page
 from jax_mnist.inference.predict import load
+from jax_mnist.nn.cnn import CNN, LAYERS, widened
 from jax_mnist.nn.operations import PLAIN
 from jax_mnist.training import augment
 
@@ -197,6 +199,21 @@ def test_another_data_set_has_its_own_labels_and_texts_are_escaped(network, brow
         image, expected = placed(page, tmp_path)
         np.testing.assert_allclose(image.T, expected.astype(int), atol=1)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_page_of_a_wider_network_has_its_layers(network):
+    model = CNN(layers=widened(2))
+    variables = jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), np.zeros((1, 28, 28, 1))
+    )
+    ones = jax.tree.map(lambda leaf: np.ones((1, *leaf.shape), np.float32), variables)
+    page = web_page.to_html(network._replace(model=model, variables=ones)).decode()
+    about = json.loads(page.partition('id="network">')[2].partition("</script>")[0])
+    assert [layer["features"] for layer in about["layers"]] == [
+        *(2 * layer.features for layer in LAYERS[:-1]), 10,
+    ]  # fmt: skip
+    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert len(base64.b64decode(about["weights"][0])) == 4 * params
 
 
 def test_the_page_is_small(path):
