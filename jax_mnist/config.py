@@ -233,9 +233,13 @@ def program_fields(config: ConfigDict) -> dict[str, Any]:
     return shared | {"uses": used(config)}
 
 
-def used(config: ConfigDict) -> frozenset[str]:
-    """The optional fields that are above 0."""
-    return frozenset(f.name for f in FIELDS if f.optional and config[f.name] > 0)
+def used(config: ConfigDict) -> tuple[str, ...]:
+    """The optional fields that are above 0, in the order of the table.
+
+    The order, and so the text of `repr`, is the same in every process: that of a set is not, and
+    stored programs are found by it.
+    """
+    return tuple(f.name for f in FIELDS if f.optional and config[f.name] > 0)
 
 
 def check(config: ConfigDict) -> None:

@@ -192,7 +192,7 @@ def augment(
     image: Array,
     params: AugmentParams,
     normalization: Normalization = MNIST,
-    uses: frozenset[str] = frozenset(),
+    uses: tuple[str, ...] = (),
 ) -> Array:
     """Jitters, warps and normalises one image.
 
@@ -243,7 +243,7 @@ def augment_batch(
     images: Array,
     params: AugmentParams,
     normalization: Normalization = MNIST,
-    uses: frozenset[str] = frozenset(),
+    uses: tuple[str, ...] = (),
 ) -> Array:
     """`augment` over uint8 images `[batch, height, width, 1]`, each with its own key `[batch]`."""
     chex.assert_rank(images, 4)

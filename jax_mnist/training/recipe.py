@@ -80,7 +80,7 @@ class Recipe(NamedTuple):
     schedule: str
     steps: int
     nesterov: bool = False
-    uses: frozenset[str] = frozenset()
+    uses: tuple[str, ...] = ()
     normalization: Normalization = MNIST
     mesh: Mesh | None = None
     loss: Loss = cross_entropy

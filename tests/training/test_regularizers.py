@@ -77,7 +77,7 @@ def test_the_sharpest_point_nearby_lies_along_the_gradient():
 def made(*uses, **strengths):
     """A recipe, its hyper-parameters and a state."""
     model = Tiny(norm="batch", ghost_batch_size=1, axis_name=None)
-    of_step = Recipe(model=model, schedule="constant", steps=4, uses=frozenset(uses))
+    of_step = Recipe(model=model, schedule="constant", steps=4, uses=uses)
     hyper = Hyperparameters(learning_rate=0.1, **strengths)
     return of_step, hyper, init(of_step, hyper, 0)
 

@@ -32,7 +32,7 @@ RECIPE = Recipe(
     schedule="one_cycle",
     steps=LONG * STEPS,
     nesterov=True,
-    uses=frozenset({"ema"}),
+    uses=("ema",),
 )
 
 
