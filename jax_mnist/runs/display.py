@@ -147,7 +147,6 @@ def of_epochs() -> Iterator[Observer]:
     pace, shown, before = Pace(), -1, 0.0
 
     with _bar() as draw:
-        draw("starting", 0, ["compiling"])
 
         def observe(program: Program, progress: Progress) -> None:
             nonlocal shown, before

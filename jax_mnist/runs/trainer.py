@@ -107,8 +107,6 @@ def train(
     with processes.fail_together():  # before any process writes
         runs = replicas(name, config, workdir, parts)
         groups = groups_to_train(runs)
-        if groups:
-            loop.load(config)  # prepares the data, and prints its summary, before there is a bar
     if not groups:
         display.say(f"{workdir} is finished: nothing to do (--fresh starts over)")
     else:
