@@ -1,12 +1,14 @@
 """What the parts of a report need of a study: its runs, its data and its differences."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_mnist.analysis import claims, run, statistics
+from jax_mnist.analysis import claims, mistakes, run, statistics
 from jax_mnist.analysis.markup import code, escape
+from jax_mnist.analysis.mistakes import HardImage
 from jax_mnist.analysis.statistics import Estimate
 from jax_mnist.config import NO_EFFECT
 from jax_mnist.data.catalogue import CATALOGUE
@@ -14,6 +16,7 @@ from jax_mnist.runs.history import Record
 
 Quote = Callable[[str], str]  # how a name is written: `code` in Markdown, `str` in plain text
 
+MAX_HARD_IMAGES = 25
 BASELINE = "bn"  # what the others are compared with, if the study has it
 
 
@@ -73,6 +76,16 @@ class Comparison:
         """The paired differences in accuracy of all other variants to a baseline."""
         others = [name for name in self.variants if name != baseline]
         return statistics.differences(self.variants, run.final_accuracy, others, baseline)
+
+    @functools.cached_property
+    def hardest(self) -> list[HardImage]:
+        """The images that most runs get wrong."""
+        return mistakes.hardest(self.records, MAX_HARD_IMAGES)
+
+    def mean(self, name: str, measure: statistics.Measure) -> float:
+        """The mean of a measure over the runs of a variant that did not diverge."""
+        runs = self.variants[name].values()
+        return sum(map(measure, runs)) / len(runs)
 
     def description(self, name: str) -> str:
         """What distinguishes a variant from the baseline, or the baseline's values; Markdown."""

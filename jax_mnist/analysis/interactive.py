@@ -5,7 +5,7 @@ All of it can be read without JavaScript. `report.js` adds the boxes that hide v
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
@@ -14,7 +14,6 @@ from PIL import Image
 from jax_mnist.analysis import drawing, study_plots, svg
 from jax_mnist.analysis.comparison import Comparison
 from jax_mnist.analysis.markup import count
-from jax_mnist.analysis.mistakes import HardImage
 from jax_mnist.analysis.statistics import LEVEL, Estimate
 
 
@@ -80,10 +79,10 @@ def intervals_legend() -> str:
     )
 
 
-def hardest(study: Comparison, images: Sequence[HardImage]) -> str:
+def hardest(study: Comparison) -> str:
     """Returns the images that most runs get wrong; each opens with who got it wrong."""
     names = [escape(name) for name in study.records[0]["label_names"]]
-    runs, figures = len(study.records), []
+    images, runs, figures = study.hardest, len(study.records), []
     for image in images:
         rows = []
         for variant, votes in image.by_variant.items():

@@ -26,9 +26,8 @@ def summary(study: Comparison) -> str:
         cells = [""] * 4
         if kept:
             accuracy = study.accuracies[name]
-            means = [sum(map(measure, kept)) / len(kept) for measure in (run.errors, run.seconds)]
             cells = [f"{accuracy.mean:.3f}", interval(accuracy)]
-            cells += [f"{means[0]:.1f}", f"{means[1]:.0f}"]
+            cells += [f"{study.mean(name, run.errors):.1f}", f"{study.mean(name, run.seconds):.0f}"]
         rows.append([shorten(name, 22), *cells, f"{len(runs) - len(kept)} of {len(runs)}"])
     parts = [_aligned(rows if study.diverged else [row[:-1] for row in rows])]
     if study.effects:

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from jax_mnist.analysis import (
     drawing,
-    mistakes,
     opening,
     page,
     plain,
@@ -87,7 +86,7 @@ def _blocks(study: Comparison, command: str, note: str) -> list[Block]:
 
 
 def _figures(study: Comparison) -> dict[str, Figure]:
-    images = f"{study.counted_images(str)}"
+    images = study.counted_images(str)
     figures = {
         f"{metric.name}.png": study_plots.bands(
             study.variants, metric, f"{metric.name.capitalize()} on {drawing.shorten(images, 48)}"
@@ -96,7 +95,11 @@ def _figures(study: Comparison) -> dict[str, Figure]:
     }
     if study.effects:
         figures["differences.png"] = study_plots.accuracy_differences(study.effects, study.baseline)
-    if hard := mistakes.hardest(study.records, sections.MAX_HARD_IMAGES):
-        names, runs = study.records[0]["label_names"], len(study.records)
-        figures["hardest.png"] = study_plots.hardest_images(hard, names, runs, study.images(str))
+    if study.hardest:
+        figures["hardest.png"] = study_plots.hardest_images(
+            study.hardest,
+            study.records[0]["label_names"],
+            len(study.records),
+            study.images(str),
+        )
     return figures

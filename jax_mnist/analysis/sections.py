@@ -5,7 +5,7 @@ paragraph in `opening`, what only the HTML page shows in `interactive`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from jax_mnist.analysis import claims, drawing, interactive, mistakes, run, statistics
 from jax_mnist.analysis.blocks import Block, Choices, Picture, Table
@@ -21,11 +21,9 @@ from jax_mnist.analysis.markup import (
 )
 from jax_mnist.analysis.statistics import Estimate
 from jax_mnist.runs import history
-from jax_mnist.runs.history import Record
 
 FEW_SEEDS = 10
 MAX_CONFUSIONS = 12
-MAX_HARD_IMAGES = 25
 
 
 def warnings(study: Comparison) -> list[Block]:
@@ -70,7 +68,7 @@ def results(study: Comparison) -> list[Block]:
         lost = f"{len(runs) - len(kept)} of {len(runs)}"
         cells = [""] * (len(columns) - 1 - bool(study.varied))
         if kept:
-            cells = _result_cells(kept, study.accuracies[name], epochs)
+            cells = _result_cells(study, name, epochs)
         cells[2:2] = [study.description(name)] * bool(study.varied)
         best = name in study.best
         cells[0] = f"**{cells[0]}**" if best else cells[0]
@@ -93,11 +91,9 @@ def results(study: Comparison) -> list[Block]:
     ]
 
 
-def _result_cells(runs: Sequence[Record], accuracy: Estimate, epochs: int) -> list[str]:
-    def mean(measure: statistics.Measure) -> float:
-        return sum(map(measure, runs)) / len(runs)
-
-    finals = [run.final_accuracy(record) for record in runs]
+def _result_cells(study: Comparison, name: str, epochs: int) -> list[str]:
+    mean, accuracy = functools.partial(study.mean, name), study.accuracies[name]
+    finals = [run.final_accuracy(record) for record in study.variants[name].values()]
     stability = [f"{mean(run.spread):.3f}", f"{mean(run.largest_drop):.2f}"] * (epochs > 1)
     return [
         *(f"{accuracy.mean:.3f}", interval(accuracy), f"{mean(run.errors):.1f}"),
@@ -213,13 +209,12 @@ def errors(study: Comparison) -> list[Block]:
         if rank <= MAX_CONFUSIONS or confusion.classes in named:
             rows.append([str(rank), pair, f"{confusion.both:.2f}", each_way])
     bold = ", ".join(f"{names[a]} and {names[b]}" for a, b in named)
-    hard = mistakes.hardest(study.records, MAX_HARD_IMAGES)
     return [
         "## Errors",
         Picture(
             "hardest.png",
-            f"The {count(len(hard), 'image')} that most runs get wrong",
-            functools.partial(interactive.hardest, study, hard),
+            f"The {count(len(study.hardest), 'image')} that most runs get wrong",
+            functools.partial(interactive.hardest, study),
         ),
         Table(["rank", "classes", "errors per run", "one taken for the other"], rows),
         *[f"The original names the pairs in bold: {bold}."] * bool(named),
