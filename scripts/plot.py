@@ -16,7 +16,7 @@ from command_line import fail, run
 
 from jax_mnist.analysis import plots
 from jax_mnist.runs import history
-from jax_mnist.runs.run import HISTORY, seed_folders
+from jax_mnist.runs.run import HISTORY, finished_folders
 
 _OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
 
@@ -35,7 +35,7 @@ def histories(path):
     """The history files of a run, of one seed or several."""
     if not path.is_dir():
         return [path]
-    return [folder / HISTORY for folder in seed_folders(path, HISTORY) or [path]]
+    return [folder / HISTORY for folder in finished_folders(path) or [path]]
 
 
 if __name__ == "__main__":

@@ -19,12 +19,9 @@ from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress, evaluate
 from jax_mnist.runs.run import HISTORY, VARIABLES, Run
-from jax_mnist.runs.variables import load_variables
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation
 from jax_mnist.training.state import inference_variables
-
-__all__ = ["load_variables", "make", "save"]
 
 _CPU_INFO = Path("/proc/cpuinfo")
 

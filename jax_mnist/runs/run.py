@@ -81,6 +81,11 @@ def seed_folders(workdir: Path, *names: str) -> list[Path]:
     return sorted(path for path in folders if re.fullmatch(r"seed-\d+", path.name))
 
 
+def finished_folders(workdir: Path) -> list[Path]:
+    """The folders of a run's finished replicas: `workdir` itself, or `seed-N` in it."""
+    return [workdir] if (workdir / HISTORY).exists() else seed_folders(workdir, HISTORY)
+
+
 def check_name(name: str) -> None:
     """Checks that a run and its folder can have this name.
 

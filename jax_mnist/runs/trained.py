@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jax_mnist.config import with_defaults
 from jax_mnist.runs import history
 from jax_mnist.runs.history import HistoryError, Record
-from jax_mnist.runs.run import HISTORY, seed_folders
+from jax_mnist.runs.run import HISTORY, finished_folders
 from jax_mnist.runs.variables import load_variables
 from jax_mnist.training import recipe
 from jax_mnist.training.augment import Normalization
@@ -85,8 +85,7 @@ def _network(name: str | None) -> str:
 
 def _load_records(workdir: Path) -> dict[Path, Record]:
     """Returns the records of all replicas that did not diverge, by folder; at least one."""
-    single = (workdir / HISTORY).exists()
-    folders = [workdir] if single else seed_folders(workdir, HISTORY)
+    folders = finished_folders(workdir)
     if not folders:
         raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
     records = {folder: history.load(folder / HISTORY) for folder in folders}

@@ -18,7 +18,7 @@ def load_variables(workdir: PathLike) -> dict[str, Any]:
 
         record = history.load("runs/gbn/history.pkl")
         network = recipe.make_model(ConfigDict(record["config"]))
-        variables = results.load_variables("runs/gbn")
+        variables = load_variables("runs/gbn")
         test = datasets.load("mnist", "test")
         print(evaluation.evaluate(network, variables, test).accuracy)
 

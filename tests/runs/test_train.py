@@ -13,11 +13,12 @@ from tiny import config, without_times
 
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
-from jax_mnist.runs import history, loop, results
+from jax_mnist.runs import history, loop
 from jax_mnist.runs import run as run_lib
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.trainer import CheckpointPolicy, groups_to_train, train, train_together
+from jax_mnist.runs.variables import load_variables
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
 
@@ -104,7 +105,7 @@ def test_the_saved_variables_give_the_recorded_predictions(run):
     workdir, record = run
     network = recipe.make_model(ConfigDict(record["config"]))
     test = datasets.load("mnist", "test[:150]")
-    result = evaluate(network, results.load_variables(workdir), test)
+    result = evaluate(network, load_variables(workdir), test)
     predictions = record["predictions"]
     np.testing.assert_allclose(result.probabilities, predictions["probabilities"], atol=1e-6)
     assert result.accuracy == record["metrics"]["validation_accuracy"][-1]
@@ -121,11 +122,11 @@ def test_the_saved_variables_give_the_recorded_predictions(run):
 def test_damaged_variables_are_refused(run, tmp_path, damage):
     for name in ("history.pkl", "variables.msgpack"):
         shutil.copy(run[0] / name, tmp_path)
-    assert results.load_variables(tmp_path).keys() == {"params", "batch_stats"}
+    assert load_variables(tmp_path).keys() == {"params", "batch_stats"}
     path = tmp_path / "variables.msgpack"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"variables\.msgpack is damaged or belongs to another"):
-        results.load_variables(tmp_path)
+        load_variables(tmp_path)
 
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(run, tmp_path, capsys):
@@ -260,7 +261,7 @@ def test_a_folder_is_trained_on_with_its_own_constants_and_resumes_with_the_same
     assert expected["label_names"] == list("0123456789")
     result = evaluate(
         recipe.make_model(own(idx_folder)),
-        results.load_variables(workdir),
+        load_variables(workdir),
         datasets.load(str(idx_folder), "test"),
         normalization=augment.Normalization(**constants),
     )
