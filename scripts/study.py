@@ -1,6 +1,6 @@
 """Trains variants over the same seeds and reports which differ, and by how much.
 
-python scripts/study.py --quick         # a first impression, in three minutes
+python scripts/study.py --quick         # a first impression, in minutes
 python scripts/study.py                 # the eight variants, five seeds
 python scripts/study.py --seeds=20 --workdir=/some/dir
 python scripts/study.py bn l2 configs/mine.py --config.epochs=5
