@@ -133,7 +133,7 @@ def _surroundings() -> str:
     source = [path.read_bytes() for path in sorted(root.rglob("*.py"))]
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     values = {k: v for k, v in jax.config.values.items() if "_cache" not in k}  # type: ignore[attr-defined]
-    processor = [platform.machine(), platform.processor()]
+    processor = [platform.machine()]  # `platform.processor()` would start a process
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor += sorted({line for line in lines if line.startswith(("model name", "flags"))})
