@@ -4,6 +4,7 @@ python scripts/study.py --quick         # a first impression, in minutes
 python scripts/study.py                 # the eight variants, five seeds
 python scripts/study.py --seeds=20 --workdir=/some/dir
 python scripts/study.py bn l2 configs/mine.py --config.epochs=5
+python scripts/study.py --plan=0.05     # seeds needed to show 0.05 points; trains nothing
 
 If interrupted, run the same command again to resume.
 """
@@ -34,6 +35,12 @@ _SEEDS = flags.DEFINE_integer(
     f"How many seeds of every variant ({SEEDS}; quick: {QUICK_SEEDS}).",
     lower_bound=1,
 )
+_PLAN = flags.DEFINE_float(
+    "plan",
+    None,
+    "Only says how many seeds show a difference of so many points, by the study in --workdir.",
+    lower_bound=1e-6,
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs and the report (runs/study; quick: runs/quick)."
 )
@@ -43,8 +50,11 @@ define_config()
 def main(arguments):
     quick = _QUICK.value
     changes = (QUICK if quick else {}) | overrides()
-    seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
     folder = Path(_WORKDIR.value or ("runs/quick" if quick else "runs/study"))
+    if _PLAN.value is not None:
+        show_plan(folder, _PLAN.value)
+        return
+    seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
     variants = load_configs(arguments or (QUICK_VARIANTS if quick else VARIANTS), changes)
     records = study.train_all(study.paired_runs(variants, seeds, folder))
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
@@ -55,6 +65,13 @@ def main(arguments):
         fail(error)
     print(report.terminal_summary(records))
     print(f"report: {(folder / 'report.html').resolve().as_uri()}")
+
+
+def show_plan(folder, effect):
+    try:
+        print(report.plan(study.finished(folder), effect))
+    except ValueError as error:
+        fail(f"{folder}: {error}")
 
 
 if __name__ == "__main__":

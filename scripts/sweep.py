@@ -18,7 +18,7 @@ from absl import flags
 from command_line import define_config, fail, load_config, overrides, run
 
 from jax_mnist import config as config_lib
-from jax_mnist.analysis import statistics
+from jax_mnist.analysis import plain, statistics
 from jax_mnist.analysis.run import final_accuracy
 from jax_mnist.data import files
 from jax_mnist.runs import history, study
@@ -49,8 +49,9 @@ def main(arguments):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     files.write_atomically(workdir / "ranking.csv", text.getvalue().encode())
+    files.write_atomically(workdir / "results.csv", plain.results_csv(records).encode())
     show(rows, config.validation_split)
-    print(f"ranking in {workdir / 'ranking.csv'}")
+    print(f"ranking in {workdir / 'ranking.csv'}, every run in {workdir / 'results.csv'}")
 
 
 def _vary(chosen):

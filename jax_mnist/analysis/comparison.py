@@ -78,6 +78,13 @@ class Comparison:
         return statistics.differences(self.variants, run.final_accuracy, others, baseline)
 
     @functools.cached_property
+    def verdicts(self) -> list[claims.Verdict]:
+        """The claims of the original that the study has the variants for."""
+        of_all = claims.judge(self.all_variants) if self.of_original else []
+        more = claims.judge_more_regularizers(self.all_variants) if self.data == "MNIST" else None
+        return [*of_all, more] if more else of_all
+
+    @functools.cached_property
     def hardest(self) -> list[HardImage]:
         """The images that most runs get wrong."""
         return mistakes.hardest(self.records, MAX_HARD_IMAGES)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-from jax_mnist.analysis import claims
 from jax_mnist.analysis.comparison import Comparison, Quote, field_name
 from jax_mnist.analysis.markup import code, count, escape, interval, listing, signed
 from jax_mnist.analysis.statistics import LEVEL, Estimate
@@ -39,7 +38,7 @@ def answer(study: Comparison, quote: Quote = code) -> str:
         sentences += _differences(study, quote)
     elif study.effects:
         sentences.append("No difference can be tested, because that takes pairs of unequal runs.")
-    if study.of_original:
+    if study.verdicts:
         sentences.append(_claims(study))
     return " ".join(sentences)
 
@@ -98,7 +97,10 @@ def _effects(effects: Mapping[str, Estimate], quote: Quote) -> str:
 
 
 def _claims(study: Comparison) -> str:
-    found = [verdict.verdict for verdict in claims.judge(study.all_variants)]
+    found = [verdict.verdict for verdict in study.verdicts]
+    if len(found) == 1:
+        claim = study.verdicts[0].claim
+        return f"The original's claim that {claim[0].lower()}{claim[1:]} is {found[0]}."
     parts = [
         f"{found.count(verdict)} {'are' if found.count(verdict) > 1 else 'is'} {verdict}"
         for verdict in ("supported", "contradicted", "undecided", "not in this study")

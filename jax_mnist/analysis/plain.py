@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from jax_mnist.analysis import opening, run, statistics
+from jax_mnist.analysis import opening, planning, run, statistics
 from jax_mnist.analysis.comparison import Comparison
 from jax_mnist.analysis.drawing import shorten
 from jax_mnist.analysis.markup import interval, p_value, signed
@@ -39,6 +39,37 @@ def summary(study: Comparison) -> str:
         parts.append(_aligned(rows))
     parts.append(textwrap.fill(opening.answer(study, str), _WIDTH))
     return "\n\n".join(parts)
+
+
+def plan(study: Comparison, effect: float) -> str:
+    """Returns how many seeds show a difference of `effect`, in lines of at most 80 characters.
+
+    Args:
+      study: The study at hand.
+      effect: The difference, above 0, in percentage points.
+
+    Raises:
+      ValueError: No variant has two differences from the baseline.
+    """
+    plans = planning.plan(study.variants, study.baseline, effect)
+    if not plans:
+        raise ValueError("a plan needs two variants that share at least two seeds")
+    rows = [["variant", "deviation, pp", "seeds", f"seeds if one of {len(plans)}", "shown, pp"]]
+    for name, of in plans.items():
+        few, many = (
+            f"{seeds:,}" if seeds < planning.MAX_SEEDS else f"over {seeds:,}"
+            for seeds in (of.alone, of.corrected)
+        )
+        rows.append([shorten(name, 22), f"{of.deviation:.3f}", few, many, f"{of.shown:.3f}"])
+    text = (
+        f"Seeds that a variant needs to be shown to differ from {study.baseline}, with a "
+        f"probability of {planning.POWER:.0%}, if it truly differs by {effect:g} percentage points "
+        f"(pp): as the only comparison, with p below {statistics.LEVEL}, and as the smallest p of "
+        f"{len(plans)} after Holm's correction. The deviation is that of the paired difference; "
+        "the last column is the difference that the seeds of this study show with that "
+        "probability, after the correction."
+    )
+    return f"{_aligned(rows)}\n\n{textwrap.fill(text, _WIDTH)}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -65,6 +65,15 @@ def terminal_summary(records: Sequence[Record]) -> str:
     return plain.summary(Comparison(records))
 
 
+def plan(records: Sequence[Record], effect: float) -> str:
+    """Returns the seeds that a study needs to show a difference, as text; see `plain.plan`.
+
+    Raises:
+      ValueError: As in `write`, or there are no two variants with two seeds in common.
+    """
+    return plain.plan(Comparison(records), effect)
+
+
 def _blocks(study: Comparison, command: str, note: str) -> list[Block]:
     parts = [section(study) for section in sections.SECTIONS]
     heads = [part[0].removeprefix("## ") for part in parts if part and isinstance(part[0], str)]

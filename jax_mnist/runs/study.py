@@ -14,7 +14,7 @@ from jax_mnist.runs import display, history, trainer, workers
 from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress
-from jax_mnist.runs.run import HISTORY, Run, check_name, is_finished
+from jax_mnist.runs.run import HISTORY, Run, check_name, finished_folders, is_finished
 
 _BOOLEANS = {"True": True, "False": False}
 
@@ -74,6 +74,20 @@ def grid(config: ConfigDict, vary: Mapping[str, Sequence[str]]) -> dict[str, Con
         variant.update(dict(fields))
         variants[",".join(f"{field}={value}" for field, value in fields)] = variant
     return variants
+
+
+def finished(workdir: PathLike) -> list[Record]:
+    """The records of a study's finished runs, in `workdir/VARIANT/seed-N`.
+
+    Raises:
+      HistoryError: A history cannot be read.
+    """
+    variants = sorted(path for path in Path(workdir).glob("*") if path.is_dir())
+    return [
+        {**history.load(folder / HISTORY), "name": variant.name}
+        for variant in variants
+        for folder in finished_folders(variant)
+    ]
 
 
 def train_all(runs: Sequence[Run]) -> list[Record]:

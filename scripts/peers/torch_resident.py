@@ -7,8 +7,11 @@ from peers import torch_network as common
 from torch.nn import functional
 
 
-def augment(images):
-    """Jitter 0.1, rotation 7 degrees and normalisation of uint8 `[batch, 1, 28, 28]`."""
+def augment(images, rotation=7, shift=0, scale=0, shear=0):
+    """Jitter 0.1, an affine map and normalisation of uint8 `[batch, 1, 28, 28]`.
+
+    Largest rotation and shear in degrees, shift in pixels; scale factors are `1 ± scale`.
+    """
     x = images.float().div(255)
     n = len(x)
     brightness, contrast = (
@@ -23,9 +26,14 @@ def augment(images):
         with_contrast((x * brightness).clamp(0, 1)),
         (with_contrast(x) * brightness).clamp(0, 1),
     )
-    angle = torch.empty(n, device=x.device).uniform_(-math.radians(7), math.radians(7))
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
+    turned, slanted, right, down, grown = torch.empty(5, n, device=x.device).uniform_(-1, 1)
+    angle, slant = math.radians(rotation) * turned, torch.tan(math.radians(shear) * slanted)
+    cos, sin, factor = angle.cos(), angle.sin(), 1 + scale * grown
+    # From places in the result, in x and y, to places in the image; half a side is 1.
+    linear = torch.stack([cos - slant * sin, sin + slant * cos, -sin, cos], 1).view(n, 2, 2)
+    linear = linear / factor.view(n, 1, 1)
+    offset = torch.stack([right, down], 1).unsqueeze(2) * (2 * shift / (x.shape[-1] - 1))
+    theta = torch.cat([linear, -linear @ offset], 2)
     grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
     x = functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=True)
     return (x - common.MEAN) / common.STD

@@ -82,6 +82,35 @@ def test_the_best_of_eight_is_judged_among_all_eight():
     assert claims_of(strangers)[claim].verdict == "not in this study"
 
 
+@pytest.mark.parametrize(
+    ("finals", "verdict", "best"),
+    [
+        ({"mixup": 0.986, "cutout": 0.984}, "supported", "mixup"),
+        ({"mixup": 0.984, "cutout": 0.983}, "contradicted", "mixup"),
+        ({"mixup": 0.984, "cutout": 0.985}, "undecided", "cutout"),
+        ({"mixup": 0.984, "cutout": 0.985, "longer": 0.99}, "undecided", "cutout"),
+        ({"longer": 0.99}, None, None),
+    ],
+)
+def test_whether_more_regularizers_help_is_judged_by_those_that_add_nothing_else(
+    finals, verdict, best
+):
+    added = {
+        "gbn_l2": {"norm": "ghost", "l2": 5e-4},
+        "mixup": {"mixup": 0.1},
+        "cutout": {"cutout": 4.0, "dropout_position": "max-pool"},
+        "longer": {"mixup": 0.1, "epochs": 30},
+    }
+    rng = np.random.default_rng(0)
+    means = {"gbn_l2": 0.985} | finals
+    records = of_variants({n: mean + rng.normal(0, 1e-4, 5) for n, mean in means.items()})
+    for record in records:
+        record["config"] = added["gbn_l2"] | added[record["name"]]
+    found = claims.judge_more_regularizers(statistics.by_variant(records))
+    assert (found.verdict if found else None) == verdict
+    assert (found.rival if found else None) == best
+
+
 def test_less_spread_is_more_stable_and_the_closest_rival_is_shown():
     def run(name, seed, last):
         return make_record(name, seed, accuracies=(0.9, 0.98, 0.98 + last, 0.98, 0.98 + last))

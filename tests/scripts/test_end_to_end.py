@@ -118,6 +118,12 @@ def test_a_quick_study_reports_and_resumes(tmp_path):
     assert (folder / "report.md").read_text() == text
     assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/history.pkl")}
 
+    plan = script("study.py", "--quick", "--plan=5", cwd=tmp_path, tiny=True)
+    assert plan.returncode == 0, plan.stderr
+    assert re.search(r"^l2 +\d", plan.stdout, re.MULTILINE) and "differ from bn" in plan.stdout
+    nothing = script("study.py", "--plan=5", cwd=tmp_path, tiny=True)
+    assert nothing.returncode == 2 and "runs/study: no records" in nothing.stderr
+
     other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path, tiny=True)
     assert other.returncode == 2
     assert len(other.stderr.splitlines()) == 1 and "l1 is 0.0 there, 0.1 here" in other.stderr
@@ -178,11 +184,17 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
     assert swept.returncode == 0, swept.stderr
     *_, title, first, second, last = swept.stdout.splitlines()
     assert title == "mean accuracy (lowest to highest) on train[-10000:], 2 seeds each"
-    assert last == "ranking in runs/sweep_l2/ranking.csv"
+    folder = "runs/sweep_l2"
+    assert last == f"ranking in {folder}/ranking.csv, every run in {folder}/results.csv"
     with open(tmp_path / "runs" / "sweep_l2" / "ranking.csv", newline="") as file:
         rows = [*csv.DictReader(file)]
     assert [row["combination"] for row in rows] == ["l2=0.0001", "l2=10.0"]
     assert f"{float(rows[0]['accuracy_percent']):.3f} %" in first
+    with open(tmp_path / folder / "results.csv", newline="") as file:
+        runs = [float(r["accuracy_percent"]) for r in csv.DictReader(file)]
+    assert [sum(runs[:2]) / 2, sum(runs[2:]) / 2] == pytest.approx(
+        [float(row["accuracy_percent"]) for row in rows], abs=1e-3
+    )
     assert first.endswith(")  l2=0.0001") and " %" in second and second.endswith("  l2=10.0")
     records = [history.load(p) for p in (tmp_path / "runs").glob("sweep_l2/l2=*/*/history.pkl")]
     assert len(records) == 4

@@ -1,0 +1,100 @@
+"""How many seeds a paired comparison needs, planned from a study at hand."""
+
+import bisect
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+from jax_mnist.analysis import run
+from jax_mnist.analysis.statistics import LEVEL, Variants
+
+POWER = 0.8
+MAX_SEEDS = 100_000
+
+
+class Plan(NamedTuple):
+    """What the comparison of a variant with the baseline needs.
+
+    Attributes:
+      deviation: The standard deviation over seeds of their paired difference.
+      alone: The fewest seeds that show the planned difference with a power of `POWER`, at most
+        `MAX_SEEDS`, if this is the only comparison.
+      corrected: The same at the strictest level of Holm's correction, that for the smallest of all
+        p-values.
+      shown: The difference that the seeds of the study at hand show with that power at that level.
+    """
+
+    deviation: float
+    alone: int
+    corrected: int
+    shown: float
+
+
+def power(effect: float, deviation: float, seeds: int, level: float = LEVEL) -> float:
+    """The probability that a two-sided paired t-test shows a difference.
+
+    The statistic has the noncentral t distribution (Cohen, "Statistical Power Analysis for the
+    Behavioral Sciences", 1988), if the differences are normal.
+
+    Args:
+      effect: The true mean of the differences.
+      deviation: Their standard deviation, above 0, in the same unit.
+      seeds: How many there are, at least 2.
+      level: Of significance.
+    """
+    freedom, shift = seeds - 1, abs(effect) / deviation * seeds**0.5
+    critical = float(scipy.special.stdtrit(freedom, 1 - level / 2))
+    below, above = scipy.special.nctdtr(freedom, shift, [-critical, critical])
+    return 1 - float(above - below)
+
+
+def seeds_needed(effect: float, deviation: float, level: float = LEVEL) -> int:
+    """The fewest seeds, at most `MAX_SEEDS`, that show a difference with a power of `POWER`."""
+    seeds = range(2, MAX_SEEDS)
+    return seeds.start + bisect.bisect_left(
+        seeds, POWER, key=lambda n: power(effect, deviation, n, level)
+    )
+
+
+def smallest_effect(deviation: float, seeds: int, level: float = LEVEL) -> float:
+    """The difference that so many seeds show with a power of `POWER`."""
+    critical = float(scipy.special.stdtrit(seeds - 1, 1 - level / 2))
+    high = 10 * critical  # more than enough, in standard deviations
+    effect = scipy.optimize.brentq(lambda e: power(e, 1, seeds, level) - POWER, 0, high)
+    return deviation * float(effect)
+
+
+def plan(variants: Variants, baseline: str, effect: float) -> dict[str, Plan]:
+    """Plans the comparison of every other variant with the baseline in accuracy.
+
+    Args:
+      variants: The runs of the study at hand, without those that diverged.
+      baseline: The name of the baseline.
+      effect: The difference to show, above 0, in percentage points.
+
+    Returns:
+      The plan of each variant whose differences from the baseline, over at least two seeds, are not
+      all equal.
+    """
+    theirs = variants[baseline]
+    differences = {
+        name: [
+            run.final_accuracy(runs[seed]) - run.final_accuracy(theirs[seed])
+            for seed in runs.keys() & theirs.keys()
+        ]
+        for name, runs in variants.items()
+        if name != baseline
+    }
+    known = {n: d for n, d in differences.items() if len(d) > 1 and np.ptp(d) > 1e-9}
+    plans = {}
+    for name, values in known.items():
+        deviation, level = float(np.std(values, ddof=1)), LEVEL / len(known)
+        plans[name] = Plan(
+            deviation=deviation,
+            alone=seeds_needed(effect, deviation),
+            corrected=seeds_needed(effect, deviation, level),
+            shown=smallest_effect(deviation, len(values), level),
+        )
+    return plans

@@ -1,0 +1,60 @@
+"""A whole training in PyTorch by one of this program's recipes, to compare accuracies."""
+
+import torch
+from peers import torch_network as common
+from peers.torch_resident import augment
+from torch.nn import functional
+from torch.optim import swa_utils
+
+
+def train(data, config, seed):
+    """Trains with batch norm and averaged weights; returns the test accuracy after the last epoch.
+
+    Args:
+      data: The arrays `train_images`, `train_labels`, `test_images` and `test_labels`.
+      config: A config of this program, of which the fields are read that the recipe sets.
+      seed: Of everything random.
+    """
+    torch.manual_seed(seed)
+    train_images, test_images = (
+        torch.from_numpy(data[f"{split}_images"]).permute(0, 3, 1, 2) for split in ("train", "test")
+    )
+    train_labels = torch.from_numpy(data["train_labels"]).long()
+    network = common.make_network().to(memory_format=torch.channels_last)
+    average = swa_utils.AveragedModel(
+        network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True
+    )
+    steps = len(train_labels) // config.batch_size
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.l2,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, steps * config.epochs, cycle_momentum=False
+    )
+
+    @torch.compile
+    def loss_of(images, labels):
+        x = augment(images, config.rotation, config.shift, config.scale, config.shear)
+        return functional.cross_entropy(
+            network(x.contiguous(memory_format=torch.channels_last)), labels
+        )
+
+    for _ in range(config.epochs):
+        order = torch.randperm(len(train_labels))[: steps * config.batch_size]
+        for index in order.view(steps, -1):
+            loss_of(train_images[index], train_labels[index]).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            average.update_parameters(network)
+    average.eval()
+    with torch.no_grad():
+        logits = torch.cat([
+            average((x.float() / 255 - common.MEAN) / common.STD)
+            for x in test_images.split(common.EVALUATION_BATCH)
+        ])  # fmt: skip
+    return (logits.argmax(1) == torch.from_numpy(data["test_labels"])).float().mean().item()
