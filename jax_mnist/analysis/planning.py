@@ -35,8 +35,8 @@ class Plan(NamedTuple):
 def power(effect: float, deviation: float, seeds: int, level: float = LEVEL) -> float:
     """The probability that a two-sided paired t-test shows a difference.
 
-    The statistic has the noncentral t distribution (Cohen, "Statistical Power Analysis for the
-    Behavioral Sciences", 1988), if the differences are normal.
+    If the differences are normal, the square of the statistic has the noncentral F distribution
+    (Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988).
 
     Args:
       effect: The true mean of the differences.
@@ -44,10 +44,9 @@ def power(effect: float, deviation: float, seeds: int, level: float = LEVEL) -> 
       seeds: How many there are, at least 2.
       level: Of significance.
     """
-    freedom, shift = seeds - 1, abs(effect) / deviation * seeds**0.5
-    critical = float(scipy.special.stdtrit(freedom, 1 - level / 2))
-    below, above = scipy.special.nctdtr(freedom, shift, [-critical, critical])
-    return 1 - float(above - below)
+    freedom, noncentrality = seeds - 1, seeds * (effect / deviation) ** 2
+    critical = scipy.special.stdtrit(freedom, 1 - level / 2) ** 2
+    return 1 - float(scipy.special.ncfdtr(1, freedom, noncentrality, critical))
 
 
 def seeds_needed(effect: float, deviation: float, level: float = LEVEL) -> int:
@@ -60,8 +59,7 @@ def seeds_needed(effect: float, deviation: float, level: float = LEVEL) -> int:
 
 def smallest_effect(deviation: float, seeds: int, level: float = LEVEL) -> float:
     """The difference that so many seeds show with a power of `POWER`."""
-    critical = float(scipy.special.stdtrit(seeds - 1, 1 - level / 2))
-    high = 10 * critical  # more than enough, in standard deviations
+    high = 10 * scipy.special.stdtrit(seeds - 1, 1 - level / 2)  # more than enough, in deviations
     effect = scipy.optimize.brentq(lambda e: power(e, 1, seeds, level) - POWER, 0, high)
     return deviation * float(effect)
 

@@ -86,6 +86,16 @@ def test_the_claims_of_the_original_need_its_variants_and_its_data(written):
     assert "compared on Fashion\\-MNIST\n" in text and "one taken for the other" in text
 
 
+def test_more_regularizers_are_judged_in_any_study_that_has_them():
+    records = of_variants({"gbn_l2": np.linspace(0.98, 0.981, 4), "mixup": [0.985] * 4})
+    for record in records[4:]:
+        record["config"]["mixup"] = 0.1
+    text = report.text(records)
+    assert "The original's claim that more regularisation techniques can help is supported." in text
+    claim = cells(text.partition("## Claims")[2], claims.MORE_REGULARIZERS)
+    assert claim[1:3] == ["**supported**", "+0.450 pp"] and claim[-1] == "mixup"
+
+
 @pytest.mark.parametrize(
     "records", [study(1, ("bn", "l1")), study(names=("l2", "gbn")), study(1, ("a",))]
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from forked_scripts import ForkedScripts
 from PIL import Image
+from records import study
 
 from jax_mnist.data import datasets
 from jax_mnist.inference import predict
@@ -118,15 +119,23 @@ def test_a_quick_study_reports_and_resumes(tmp_path):
     assert (folder / "report.md").read_text() == text
     assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/history.pkl")}
 
-    plan = script("study.py", "--quick", "--plan=5", cwd=tmp_path, tiny=True)
-    assert plan.returncode == 0, plan.stderr
-    assert re.search(r"^l2 +\d", plan.stdout, re.MULTILINE) and "differ from bn" in plan.stdout
-    nothing = script("study.py", "--plan=5", cwd=tmp_path, tiny=True)
-    assert nothing.returncode == 2 and "runs/study: no records" in nothing.stderr
-
     other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path, tiny=True)
     assert other.returncode == 2
     assert len(other.stderr.splitlines()) == 1 and "l1 is 0.0 there, 0.1 here" in other.stderr
+
+
+def test_a_plan_is_made_from_the_finished_runs(tmp_path):
+    for record in study():
+        history.save(tmp_path / f"s/{record['name']}/seed-{record['seed']}/history.pkl", record)
+    planned = script("study.py", "--workdir=s", "--plan=0.05", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    head, *rows = planned.stdout.splitlines()[:4]
+    assert head.split("  ")[-1].strip() == "shown, pp" and "seeds if one of 3" in head
+    assert [row.split()[0] for row in rows] == ["gbn", "l1", "l2"]
+    text = " ".join(planned.stdout.split())
+    assert "differ from bn" in text and "by 0.05 percentage points" in text
+    nothing = script("study.py", "--plan=0.05", cwd=tmp_path)
+    assert nothing.returncode == 2 and "runs/study: no records" in nothing.stderr
 
 
 def start_study(folder, *arguments):
