@@ -15,8 +15,10 @@ them to repeat it. If interrupted, run the same command again to resume.
 step           time on two cores   results
 choice         15 minutes          choice.md, learning rates and decays on held-out images
 study          4 hours             study/report.md, eight variants with ten seeds
+regularizers   2 hours             regularizers.md, more regularisers on held-out images
 recipes        30 minutes          recipes/report.md, two recipes with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
+parity         30 minutes          parity.md, the same recipe in PyTorch, which it needs
 benchmark      10 minutes          benchmark.md, against PyTorch if it is installed
 scale          10 minutes          scale.md, growth with batch size, ghost size and replicas
 communication  2 minutes           communication.md, what devices communicate in a step
@@ -28,7 +30,7 @@ Debian's package dataset-fashion-mnist puts them, or from the folder in FASHION_
 END
 }
 
-steps=(choice study recipes fashion benchmark scale communication layer statistics)
+steps=(choice study regularizers recipes fashion parity benchmark scale communication layer statistics)
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
 fail() {
@@ -62,12 +64,22 @@ choice() {
     sweep --vary l1=1e-5,1e-4 --config.learning_rate=0.1 --workdir="$out/choice/l1"
 }
 
+regularizers() {
+    local values
+    for values in label_smoothing=0,0.02,0.05 cutout=6,10 elastic=1,2 ema=0.99,0.998 \
+        mixup=0.1,0.3 dropout=0.05 sam=0.02,0.05; do
+        python scripts/sweep.py gbn_l2 --vary "$values" --replicas=3 \
+            --workdir="$out/regularizers/${values%%=*}"
+    done
+}
+
 run_step() {
     local file
     file=$(results "$1")
     case $1 in
         choice) print_to "$file" choice ;;
         study) python scripts/study.py --seeds=10 --workdir="$out/study" ;;
+        regularizers) print_to "$file" regularizers ;;
         recipes)
             python scripts/study.py configs/fast.py configs/best.py --seeds=5 \
                 --workdir="$out/recipes"
@@ -76,7 +88,8 @@ run_step() {
             python scripts/study.py configs/bn.py configs/l2.py configs/gbn.py --seeds=3 \
                 --config.epochs=10 --config.dataset="$fashion" --workdir="$out/fashion"
             ;;
-        benchmark) print_to "$file" python scripts/benchmark.py --rounds 3 ;;
+        parity) print_to "$file" python scripts/parity.py --workdir="$out/parity" ;;
+        benchmark) print_to "$file" python scripts/benchmark.py --rounds 5 ;;
         scale) print_to "$file" python scripts/benchmark.py --scale --steps 104 --rounds 2 ;;
         communication) print_to "$file" python scripts/communication.py ;;
         layer) print_to "$file" python scripts/benchmark_layer.py ;;
@@ -94,7 +107,8 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | recipes | benchmark | scale | communication | layer | statistics) ;;
+        choice | study | regularizers | recipes | parity | benchmark | scale) ;;
+        communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||
                 fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"
