@@ -35,6 +35,9 @@ _SEEDS = flags.DEFINE_integer(
     f"How many seeds of every variant ({SEEDS}; quick: {QUICK_SEEDS}).",
     lower_bound=1,
 )
+_BASELINE = flags.DEFINE_string(
+    "baseline", "", "Variant that the others are compared with (bn or else the first)."
+)
 _PLAN = flags.DEFINE_float(
     "plan",
     None,
@@ -55,21 +58,25 @@ def main(arguments):
         show_plan(folder, _PLAN.value)
         return
     seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
+    baseline = _BASELINE.value
     variants = load_configs(arguments or (QUICK_VARIANTS if quick else VARIANTS), changes)
+    if baseline and baseline not in variants:
+        fail(f"--baseline={baseline} must be one of the variants: {', '.join(variants)}")
     records = study.train_all(study.paired_runs(variants, seeds, folder))
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
     note = NOTE.format(**next(iter(variants.values()))) if quick else ""
     try:
-        report.write(records, folder, command, note)
+        report.write(records, folder, command, note, baseline)
+        summary = report.terminal_summary(records, baseline)
     except ValueError as error:
         fail(error)
-    print(report.terminal_summary(records))
+    print(summary)
     print(f"report: {(folder / 'report.html').resolve().as_uri()}")
 
 
 def show_plan(folder, effect):
     try:
-        print(report.plan(study.finished(folder), effect))
+        print(report.plan(study.finished(folder), effect, _BASELINE.value))
     except ValueError as error:
         fail(f"{folder}: {error}")
 

@@ -17,14 +17,23 @@ from jax_mnist.runs.history import Record
 Quote = Callable[[str], str]  # how a name is written: `code` in Markdown, `str` in plain text
 
 MAX_HARD_IMAGES = 25
-BASELINE = "bn"  # what the others are compared with, if the study has it
+BASELINE = "bn"  # what the others are compared with, if nothing is said and the study has it
 
 
 class Comparison:
     """A study of one or more variants; `all_...` includes the runs that diverged.
 
+    Args:
+      records: Its runs.
+      baseline: The variant that the others are compared with; empty for `BASELINE` or else the
+        first.
+
+    Raises:
+      ValueError: Every run diverged, at least all of the baseline, or there is no such variant; or
+        see `statistics.by_variant`.
+
     Attributes:
-      baseline: The variant that the others are compared with: `BASELINE` or else the first.
+      baseline: The variant that the others are compared with.
       accuracies: The mean final accuracy of each variant and its interval, in percent.
       best: The variants with the highest mean accuracy; empty if there is nothing to compare.
       effects: The paired differences of the others to the baseline, in percentage points.
@@ -34,7 +43,7 @@ class Comparison:
       of_original: Whether all variants of the original are there, on its data.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], baseline: str = "") -> None:
         self.all_variants = statistics.by_variant(records)
         self.variants = statistics.without_diverged(self.all_variants)
         if not self.variants:
@@ -44,7 +53,10 @@ class Comparison:
             for variants in (self.all_variants, self.variants)
         )
         self.diverged = len(self.records) < len(self.all_records)
-        self.baseline = BASELINE if BASELINE in self.variants else next(iter(self.variants))
+        if baseline and baseline not in self.variants:
+            raise ValueError(f"no finite run of a variant {baseline!r}, the baseline")
+        default = BASELINE if BASELINE in self.variants else next(iter(self.variants))
+        self.baseline = baseline or default
         self.accuracies = {
             name: statistics.accuracy_interval([run.final_accuracy(r) for r in runs.values()])
             for name, runs in self.variants.items()

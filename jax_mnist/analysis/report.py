@@ -24,7 +24,13 @@ from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs.history import Record
 
 
-def write(records: Sequence[Record], folder: PathLike, command: str = "", note: str = "") -> None:
+def write(
+    records: Sequence[Record],
+    folder: PathLike,
+    command: str = "",
+    note: str = "",
+    baseline: str = "",
+) -> None:
     """Writes `report.md` with its figures, `report.html` and `results.csv`, each atomically.
 
     Args:
@@ -33,12 +39,14 @@ def write(records: Sequence[Record], folder: PathLike, command: str = "", note: 
       folder: Where to write; it is created if it is missing.
       command: The command that made the records, which the report shows.
       note: A sentence that the report shows at its beginning.
+      baseline: The variant that the others are compared with; by default `bn` or else the first.
 
     Raises:
-      ValueError: Every run diverged, or the records cannot be compared (`statistics.by_variant`).
+      ValueError: Every run diverged, the records cannot be compared (`statistics.by_variant`), or
+        the baseline has no run that did not diverge.
       OSError: A file could not be written. An earlier file of that name is unchanged.
     """
-    folder, study = Path(folder), Comparison(records)
+    folder, study = Path(folder), Comparison(records, baseline)
     blocks = _blocks(study, command, note)
     for name, figure in _figures(study).items():
         plots.save(figure, folder / name)
@@ -56,22 +64,22 @@ def text(records: Sequence[Record], command: str = "", note: str = "") -> str:
     return f"{to_markdown(_blocks(Comparison(records), command, note))}\n"
 
 
-def terminal_summary(records: Sequence[Record]) -> str:
+def terminal_summary(records: Sequence[Record], baseline: str = "") -> str:
     """Returns results and differences as plain text of at most 80 columns.
 
     Raises:
       ValueError: As in `write`.
     """
-    return plain.summary(Comparison(records))
+    return plain.summary(Comparison(records, baseline))
 
 
-def plan(records: Sequence[Record], effect: float) -> str:
+def plan(records: Sequence[Record], effect: float, baseline: str = "") -> str:
     """Returns the seeds that a study needs to show a difference, as text; see `plain.plan`.
 
     Raises:
       ValueError: As in `write`, or there are no two variants with two seeds in common.
     """
-    return plain.plan(Comparison(records), effect)
+    return plain.plan(Comparison(records, baseline), effect)
 
 
 def _blocks(study: Comparison, command: str, note: str) -> list[Block]:

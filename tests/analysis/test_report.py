@@ -226,6 +226,15 @@ def test_the_opening_says_what_is_shown_and_what_is_not():
     )
 
 
+def test_another_baseline(tmp_path):
+    records = study()
+    report.write(records, tmp_path, baseline="l2")
+    assert "| difference to `l2`, pp |" in (tmp_path / "report.md").read_text()
+    assert "difference to l2, pp" in report.terminal_summary(records, "l2")
+    with pytest.raises(ValueError, match="'l3', the baseline"):
+        report.write(records, tmp_path, baseline="l3")
+
+
 def test_only_test_images_are_called_so():
     for split, name in {
         "test": "test images",
