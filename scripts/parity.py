@@ -20,8 +20,9 @@ from absl import flags
 from command_line import fail, run
 
 from jax_mnist import config as config_lib
+from jax_mnist.analysis.markup import interval
 from jax_mnist.analysis.run import final_accuracy
-from jax_mnist.analysis.statistics import mean_interval
+from jax_mnist.analysis.statistics import accuracy_interval
 from jax_mnist.data import datasets, files
 from jax_mnist.runs import study
 
@@ -53,7 +54,8 @@ def torch_accuracy(epochs, seed, path):
 
 
 def main(arguments):
-    del arguments
+    if arguments:
+        fail(f"takes flags only; got {' '.join(arguments)}")
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -61,7 +63,7 @@ def main(arguments):
     folder, seeds, epochs = Path(_WORKDIR.value), range(_SEEDS.value), _EPOCHS.value
     records = study.train_all(study.paired_runs({"jax_mnist": recipe(epochs)}, len(seeds), folder))
     ours = [final_accuracy(record) for record in records]
-    paths = [folder / "torch" / f"seed-{seed}-of-{epochs}-epochs.txt" for seed in seeds]
+    paths = [folder / "torch" / f"seed-{seed}.txt" for seed in seeds]
     spawn = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn) as pool:
         theirs = [*pool.map(functools.partial(torch_accuracy, epochs), seeds, paths)]
@@ -70,9 +72,9 @@ def main(arguments):
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_atomically(folder / "parity.csv", text.getvalue().encode())
     for name, values in (("jax_mnist", ours), ("torch", theirs)):
-        mean, low, high, _ = mean_interval(values)
+        found = accuracy_interval(values)
         each = ", ".join(f"{value:.2f}" for value in values)
-        print(f"{name:9}  {mean:.3f} % (95 % interval {low:.3f} to {high:.3f}); {each}")
+        print(f"{name:9}  {found.mean:.3f} % (95 % interval {interval(found)}); {each}")
     test = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
     low, high = test.confidence_interval()
     print(

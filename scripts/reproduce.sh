@@ -19,7 +19,7 @@ regularizers   2 hours             regularizers.md, more regularisers on held-ou
 recipes        30 minutes          recipes/report.md, two recipes with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe in PyTorch, which it needs
-benchmark      10 minutes          benchmark.md, against PyTorch if it is installed
+benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
 scale          10 minutes          scale.md, growth with batch size, ghost size and replicas
 communication  2 minutes           communication.md, what devices communicate in a step
 layer          10 minutes          layer.md, cost of the layer against flax.linen.BatchNorm
@@ -73,6 +73,11 @@ regularizers() {
     done
 }
 
+benchmark() {
+    python scripts/benchmark.py --rounds 5
+    python scripts/benchmark.py --study --rounds 3 --steps 156
+}
+
 run_step() {
     local file
     file=$(results "$1")
@@ -89,7 +94,7 @@ run_step() {
                 --config.epochs=10 --config.dataset="$fashion" --workdir="$out/fashion"
             ;;
         parity) print_to "$file" python scripts/parity.py --workdir="$out/parity" ;;
-        benchmark) print_to "$file" python scripts/benchmark.py --rounds 5 ;;
+        benchmark) print_to "$file" benchmark ;;
         scale) print_to "$file" python scripts/benchmark.py --scale --steps 104 --rounds 2 ;;
         communication) print_to "$file" python scripts/communication.py ;;
         layer) print_to "$file" python scripts/benchmark_layer.py ;;
@@ -107,11 +112,15 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | regularizers | recipes | parity | benchmark | scale) ;;
+        choice | study | regularizers | recipes | benchmark | scale) ;;
         communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||
                 fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"
+            ;;
+        parity)
+            python -c 'import torch' 2>/dev/null || [[ -e $folder/parity.md ]] ||
+                fail "parity needs PyTorch: python -m pip install -e '.[benchmark]'"
             ;;
         *) fail "unknown step '$step'; choose from ${steps[*]}" ;;
     esac

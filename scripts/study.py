@@ -41,8 +41,10 @@ _BASELINE = flags.DEFINE_string(
 _PLAN = flags.DEFINE_float(
     "plan",
     None,
-    "Only says how many seeds show a difference of so many points, by the study in --workdir.",
+    "Trains nothing, and says how many seeds would show a difference of so many percentage points, "
+    "judged by the finished runs in --workdir.",
     lower_bound=1e-6,
+    upper_bound=100,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs and the report (runs/study; quick: runs/quick)."
@@ -55,7 +57,7 @@ def main(arguments):
     changes = (QUICK if quick else {}) | overrides()
     folder = Path(_WORKDIR.value or ("runs/quick" if quick else "runs/study"))
     if _PLAN.value is not None:
-        show_plan(folder, _PLAN.value)
+        show_plan(folder, arguments)
         return
     seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
     baseline = _BASELINE.value
@@ -74,9 +76,11 @@ def main(arguments):
     print(f"report: {(folder / 'report.html').resolve().as_uri()}")
 
 
-def show_plan(folder, effect):
+def show_plan(folder, names):
+    """Plans by the finished runs of the variants of these names, or of all."""
+    records = [r for r in study.finished(folder) if not names or r["name"] in names]
     try:
-        print(report.plan(study.finished(folder), effect, _BASELINE.value))
+        print(report.plan(records, _PLAN.value, _BASELINE.value))
     except ValueError as error:
         fail(f"{folder}: {error}")
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mnist import config as config_lib
 from jax_mnist.analysis import statistics
 from jax_mnist.analysis.run import confusion_matrix, final_accuracy, largest_drop, spread
 from jax_mnist.analysis.statistics import LEVEL, Estimate, Measure, Variants
+from jax_mnist.config import NO_EFFECT, with_defaults
 from jax_mnist.runs.history import Record
 
 ORIGINAL = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")  # its variants
@@ -48,13 +48,17 @@ CONFUSED_PAIRS = ((1, 7), (4, 9))  # digits that the original says are confused 
 # "More regularization techniques can help in gaining the appropriate features to predict."
 MORE_REGULARIZERS = "More regularisation techniques can help"
 BEST_OF_ORIGINAL = "gbn_l2"  # what they are added to
+# Fields of the config that turn a regulariser on, and those that say nothing of regularisation.
+REGULARIZERS = ("ema", "label_smoothing", "dropout", "mixup", "sam", "elastic", "cutout")
+_NEUTRAL = {"name", "seed", "replicas", "data_dir", "source_dir", "dropout_position", *NO_EFFECT}
 
 
 class Verdict(NamedTuple):
     """A claim and how the runs judge it.
 
     The effect is the difference to the closest rival, positive in the claimed direction. For a
-    contradicted claim it is the difference to the rival that contradicts it most.
+    contradicted claim it is the difference to the rival that contradicts it most. For the claim of
+    `judge_more_regularizers` the rival is the baseline.
     """
 
     claim: str
@@ -109,35 +113,37 @@ def judge(variants: Variants) -> list[Verdict]:
 def judge_more_regularizers(variants: Variants) -> Verdict | None:
     """Judges whether at least one regulariser that the original lacks helps.
 
-    They are the variants that differ from `BEST_OF_ORIGINAL` only in optional fields of the config,
-    such as mixup. The claim is supported if one of them has a higher accuracy with p below 0.05
-    (paired by seed, Holm), contradicted if all of them have a lower one with such a p, and
-    otherwise undecided. The rival is the regulariser with the highest effect.
+    They are the variants that differ from `BEST_OF_ORIGINAL` only by `REGULARIZERS` that it does
+    not use. The claim is supported if one of them has a higher accuracy with p below 0.05 (paired
+    by seed, Holm), contradicted if all of them have a lower one with such a p, and otherwise
+    undecided.
 
     Returns:
-      The verdict; None if there is no such variant.
+      The verdict, with the effect of the best variant or, if the claim is supported, of the best
+      that supports it. The measure names this variant. None if there is no such variant.
     """
     baseline = variants.get(BEST_OF_ORIGINAL, {})
     names = [name for name, runs in variants.items() if _adds_regularizers(runs, baseline)]
     effects = statistics.differences(variants, final_accuracy, names, BEST_OF_ORIGINAL)
     if not effects:
         return None
-    best = max(effects, key=lambda name: effects[name].mean)
-    helps = any(effect.mean > 0 and effect.p < LEVEL for effect in effects.values())
+    helping = [name for name, effect in effects.items() if effect.mean > 0 and effect.p < LEVEL]
     harm = all(effect.mean < 0 and effect.p < LEVEL for effect in effects.values())
-    found = "supported" if helps else "contradicted" if harm else "undecided"
-    return Verdict(MORE_REGULARIZERS, "accuracy", "pp", best, effects[best], found)
+    best = max(helping or effects, key=lambda name: effects[name].mean)
+    found = "supported" if helping else "contradicted" if harm else "undecided"
+    measure = f"accuracy of {best}"
+    return Verdict(MORE_REGULARIZERS, measure, "pp", BEST_OF_ORIGINAL, effects[best], found)
 
 
 def _adds_regularizers(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> bool:
-    """Whether a variant has optional fields that the baseline has not, and no other difference."""
+    """Whether a variant uses `REGULARIZERS` that the baseline does not, and no more differs."""
     configs = [next(iter(of.values()))["config"] for of in (runs, baseline) if of]
     if len(configs) < 2:
         return False
-    own, theirs = map(config_lib.with_defaults, configs)
-    changed = {field.name for field in config_lib.FIELDS if own[field.name] != theirs[field.name]}
-    optional = {field.name for field in config_lib.FIELDS if field.optional}
-    return bool(changed & optional) and changed <= optional | {"seed", "dropout_position"}
+    own, theirs = map(with_defaults, configs)
+    changed = {field for field in own.keys() | theirs if own.get(field) != theirs.get(field)}
+    changed -= _NEUTRAL
+    return bool(changed) and all(f in REGULARIZERS and theirs[f] == 0 for f in changed)
 
 
 def _effects(claim: Claim, variants: Variants) -> dict[str, Estimate]:

@@ -29,7 +29,7 @@ class Comparison:
         first.
 
     Raises:
-      ValueError: Every run diverged, at least all of the baseline, or there is no such variant; or
+      ValueError: Every run diverged, all of the baseline diverged, or there is no such variant; or
         see `statistics.by_variant`.
 
     Attributes:
@@ -54,7 +54,7 @@ class Comparison:
         )
         self.diverged = len(self.records) < len(self.all_records)
         if baseline and baseline not in self.variants:
-            raise ValueError(f"no finite run of a variant {baseline!r}, the baseline")
+            raise ValueError(f"there is no run of the baseline {baseline!r} that did not diverge")
         default = BASELINE if BASELINE in self.variants else next(iter(self.variants))
         self.baseline = baseline or default
         self.accuracies = {

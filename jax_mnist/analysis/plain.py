@@ -49,12 +49,16 @@ def plan(study: Comparison, effect: float) -> str:
       effect: The difference, above 0, in percentage points.
 
     Raises:
-      ValueError: No variant has two differences from the baseline.
+      ValueError: No variant has enough differences from the baseline, or they are all equal.
     """
     plans = planning.plan(study.variants, study.baseline, effect)
     if not plans:
-        raise ValueError("a plan needs two variants that share at least two seeds")
-    rows = [["variant", "deviation, pp", "seeds", f"seeds if one of {len(plans)}", "shown, pp"]]
+        raise ValueError(
+            f"a plan needs two variants that share at least {planning.MIN_SEEDS} seeds, in which "
+            "they do not all differ alike"
+        )
+    number = len(study.effects)
+    rows = [["variant", "deviation, pp", "seeds", f"seeds if one of {number}", "shown, pp"]]
     for name, of in plans.items():
         few, many = (
             f"{seeds:,}" if seeds < planning.MAX_SEEDS else f"over {seeds:,}"
@@ -65,8 +69,9 @@ def plan(study: Comparison, effect: float) -> str:
         f"Seeds that a variant needs to be shown to differ from {study.baseline}, with a "
         f"probability of {planning.POWER:.0%}, if it truly differs by {effect:g} percentage points "
         f"(pp): as the only comparison, with p below {statistics.LEVEL}, and as the smallest p of "
-        f"{len(plans)} after Holm's correction. The deviation is that of the paired difference; "
-        "the last column is the difference that the seeds of this study show with that "
+        f"{number} after Holm's correction. The deviation is that of the paired difference, "
+        "estimated from the seeds of this study, so that with few of them these numbers are rough. "
+        "The last column is the difference that the seeds of this study show with that "
         "probability, after the correction."
     )
     return f"{_aligned(rows)}\n\n{textwrap.fill(text, _WIDTH)}"

@@ -12,6 +12,7 @@ from jax_mnist.analysis.statistics import LEVEL, Variants
 
 POWER = 0.8
 MAX_SEEDS = 100_000
+MIN_SEEDS = 3  # fewer say next to nothing of a standard deviation
 
 
 class Plan(NamedTuple):
@@ -21,8 +22,8 @@ class Plan(NamedTuple):
       deviation: The standard deviation over seeds of their paired difference.
       alone: The fewest seeds that show the planned difference with a power of `POWER`, at most
         `MAX_SEEDS`, if this is the only comparison.
-      corrected: The same at the strictest level of Holm's correction, that for the smallest of all
-        p-values.
+      corrected: The same at the strictest level of Holm's correction, that for the smallest of the
+        p-values of all variants.
       shown: The difference that the seeds of the study at hand show with that power at that level.
     """
 
@@ -73,8 +74,8 @@ def plan(variants: Variants, baseline: str, effect: float) -> dict[str, Plan]:
       effect: The difference to show, above 0, in percentage points.
 
     Returns:
-      The plan of each variant whose differences from the baseline, over at least two seeds, are not
-      all equal.
+      The plan of each variant that has at least `MIN_SEEDS` differences from the baseline, which
+      are not all equal.
     """
     theirs = variants[baseline]
     differences = {
@@ -83,12 +84,12 @@ def plan(variants: Variants, baseline: str, effect: float) -> dict[str, Plan]:
             for seed in runs.keys() & theirs.keys()
         ]
         for name, runs in variants.items()
-        if name != baseline
+        if name != baseline and runs.keys() & theirs.keys()
     }
-    known = {n: d for n, d in differences.items() if len(d) > 1 and np.ptp(d) > 1e-9}
+    known = {n: d for n, d in differences.items() if len(d) >= MIN_SEEDS and np.ptp(d) > 1e-9}
     plans = {}
     for name, values in known.items():
-        deviation, level = float(np.std(values, ddof=1)), LEVEL / len(known)
+        deviation, level = float(np.std(values, ddof=1)), LEVEL / len(differences)
         plans[name] = Plan(
             deviation=deviation,
             alone=seeds_needed(effect, deviation),

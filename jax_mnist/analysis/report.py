@@ -59,9 +59,9 @@ def write(
         write_atomically(folder / name, text.encode())
 
 
-def text(records: Sequence[Record], command: str = "", note: str = "") -> str:
+def text(records: Sequence[Record], command: str = "", note: str = "", baseline: str = "") -> str:
     """Returns the report as Markdown; arguments and errors are those of `write`."""
-    return f"{to_markdown(_blocks(Comparison(records), command, note))}\n"
+    return f"{to_markdown(_blocks(Comparison(records, baseline), command, note))}\n"
 
 
 def terminal_summary(records: Sequence[Record], baseline: str = "") -> str:

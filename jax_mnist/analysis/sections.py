@@ -176,7 +176,8 @@ _RULE_OF_MORE = (
     f"{code(claims.BEST_OF_ORIGINAL)} what the original does not have. It is *supported* if at "
     f"least one of them has a higher accuracy with p below {statistics.LEVEL} (paired by seed, "
     "corrected for their number with Holm's method), *contradicted* if all of them have a lower "
-    "one with such a p, and otherwise *undecided*; the effect and the rival are those of the best."
+    "one with such a p, and otherwise *undecided*. The effect is that of the best such variant, or "
+    "of the best that supports the claim; the measure names it."
 )
 
 

@@ -89,26 +89,42 @@ def test_the_best_of_eight_is_judged_among_all_eight():
         ({"mixup": 0.984, "cutout": 0.983}, "contradicted", "mixup"),
         ({"mixup": 0.984, "cutout": 0.985}, "undecided", "cutout"),
         ({"mixup": 0.984, "cutout": 0.985, "longer": 0.99}, "undecided", "cutout"),
-        ({"longer": 0.99}, None, None),
+        ({"mixup": 0.984, "cutout": 0.985, "own_model": 0.99}, "undecided", "cutout"),
+        ({"longer": 0.99, "own_model": 0.99, "without": 0.99}, None, None),
     ],
 )
 def test_whether_more_regularizers_help_is_judged_by_those_that_add_nothing_else(
     finals, verdict, best
 ):
-    added = {
-        "gbn_l2": {"norm": "ghost", "l2": 5e-4},
-        "mixup": {"mixup": 0.1},
+    base = {"norm": "ghost", "l2": 5e-4, "dropout": 0.1}
+    changes = {
+        "gbn_l2": {},
+        "mixup": {"mixup": 0.1, "tensorboard": True},
         "cutout": {"cutout": 4.0, "dropout_position": "max-pool"},
         "longer": {"mixup": 0.1, "epochs": 30},
+        "own_model": {"mixup": 0.1, "model": "another"},
+        "without": {"dropout": 0.0},
     }
-    rng = np.random.default_rng(0)
-    means = {"gbn_l2": 0.985} | finals
-    records = of_variants({n: mean + rng.normal(0, 1e-4, 5) for n, mean in means.items()})
-    for record in records:
-        record["config"] = added["gbn_l2"] | added[record["name"]]
-    found = claims.judge_more_regularizers(statistics.by_variant(records))
+    found = more_regularizers({"gbn_l2": 0.985} | finals, {n: base | c for n, c in changes.items()})
     assert (found.verdict if found else None) == verdict
-    assert (found.rival if found else None) == best
+    assert (found.measure if found else None) == (best and f"accuracy of {best}")
+
+
+def more_regularizers(means, configs, noise=lambda name: 1e-4):
+    rng = np.random.default_rng(0)
+    finals = {name: mean + rng.normal(0, noise(name), 5) for name, mean in means.items()}
+    records = of_variants(finals)
+    for record in records:
+        record["config"] = configs[record["name"]]
+    return claims.judge_more_regularizers(statistics.by_variant(records))
+
+
+def test_a_regularizer_that_is_shown_to_help_is_named_rather_than_a_lucky_one():
+    means = {"gbn_l2": 0.985, "mixup": 0.986, "cutout": 0.988}
+    configs = {"gbn_l2": {}, "mixup": {"mixup": 0.1}, "cutout": {"cutout": 4.0}}
+    found = more_regularizers(means, configs, lambda name: 4e-3 if name == "cutout" else 1e-4)
+    assert (found.verdict, found.measure) == ("supported", "accuracy of mixup")
+    assert found.effect.p < 0.05
 
 
 def test_less_spread_is_more_stable_and_the_closest_rival_is_shown():

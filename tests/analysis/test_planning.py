@@ -43,8 +43,8 @@ def test_a_plan_is_made_of_the_differences_to_the_baseline():
         planning.Plan(
             deviation,
             planning.seeds_needed(0.05, deviation),
-            planning.seeds_needed(0.05, deviation, 0.025),
-            planning.smallest_effect(deviation, 4, 0.025),
+            planning.seeds_needed(0.05, deviation, 0.05 / 3),
+            planning.smallest_effect(deviation, 4, 0.05 / 3),
         )
     )
     assert plans["l1"].alone < plans["l1"].corrected
