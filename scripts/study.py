@@ -35,6 +35,9 @@ _SEEDS = flags.DEFINE_integer(
     f"How many seeds of every variant ({SEEDS}; quick: {QUICK_SEEDS}).",
     lower_bound=1,
 )
+_BESIDE = flags.DEFINE_string(
+    "beside", None, "Folder of another study; the report shows its verdicts on the claims too."
+)
 _BASELINE = flags.DEFINE_string(
     "baseline", "", "Variant that the others are compared with (bn or else the first)."
 )
@@ -64,11 +67,16 @@ def main(arguments):
     variants = load_configs(arguments or (QUICK_VARIANTS if quick else VARIANTS), changes)
     if baseline and baseline not in variants:
         fail(f"--baseline={baseline} must be one of the variants: {', '.join(variants)}")
+    beside = {}
+    if _BESIDE.value:
+        beside[Path(_BESIDE.value).name] = study.finished(_BESIDE.value)
+        if not all(beside.values()):
+            fail(f"--beside={_BESIDE.value} holds no finished runs of a study")
     records = study.train_all(study.paired_runs(variants, seeds, folder))
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
     note = NOTE.format(**next(iter(variants.values()))) if quick else ""
     try:
-        report.write(records, folder, command, note, baseline)
+        report.write(records, folder, command, note, baseline, beside)
         summary = report.terminal_summary(records, baseline)
     except ValueError as error:
         fail(error)

@@ -27,6 +27,8 @@ class Comparison:
       records: Its runs.
       baseline: The variant that the others are compared with; empty for `BASELINE` or else the
         first.
+      beside: The records of other studies, by names, whose verdicts on the claims of the original
+        are shown too.
 
     Raises:
       ValueError: Every run diverged, all of the baseline diverged, or there is no such variant; or
@@ -43,7 +45,13 @@ class Comparison:
       of_original: Whether all variants of the original are there, on its data.
     """
 
-    def __init__(self, records: Sequence[Record], baseline: str = "") -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        baseline: str = "",
+        beside: Mapping[str, Sequence[Record]] | None = None,
+    ) -> None:
+        self.beside = {name: Comparison(others) for name, others in (beside or {}).items()}
         self.all_variants = statistics.by_variant(records)
         self.variants = statistics.without_diverged(self.all_variants)
         if not self.variants:

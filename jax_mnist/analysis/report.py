@@ -3,7 +3,7 @@
 The text is composed in `sections` and `opening`, from the facts that `comparison` finds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ def write(
     command: str = "",
     note: str = "",
     baseline: str = "",
+    beside: Mapping[str, Sequence[Record]] | None = None,
 ) -> None:
     """Writes `report.md` with its figures, `report.html` and `results.csv`, each atomically.
 
@@ -40,13 +41,15 @@ def write(
       command: The command that made the records, which the report shows.
       note: A sentence that the report shows at its beginning.
       baseline: The variant that the others are compared with; by default `bn` or else the first.
+      beside: The records of other studies, by names, whose verdicts on the claims of the original
+        are shown beside those of this one.
 
     Raises:
       ValueError: Every run diverged, the records cannot be compared (`statistics.by_variant`), or
         the baseline has no run that did not diverge.
       OSError: A file could not be written. An earlier file of that name is unchanged.
     """
-    folder, study = Path(folder), Comparison(records, baseline)
+    folder, study = Path(folder), Comparison(records, baseline, beside)
     blocks = _blocks(study, command, note)
     for name, figure in _figures(study).items():
         plots.save(figure, folder / name)

@@ -185,18 +185,21 @@ def original_claims(study: Comparison) -> list[Block]:
     """The claims of the original that the study has the variants for."""
     if not study.verdicts:
         return []
+    elsewhere = [{v.claim: v.verdict for v in other.verdicts} for other in study.beside.values()]
     rows = []
     for v in study.verdicts:
-        if v.effect is None:
-            rows.append([v.claim, v.verdict, *[""] * 3, v.measure, ""])
-        else:
+        numbers = [*[""] * 3, v.measure, ""]
+        if v.effect is not None:
             numbers = [f"{signed(v.effect.mean)} {v.unit}", p_value(v.effect.p)]
             numbers += [interval(v.effect, signed), v.measure, escape(v.rival)]
-            rows.append([v.claim, f"**{v.verdict}**", *numbers])
-    columns = ["claim", "verdict", "effect", "p", "95 % interval", "measure", "closest rival"]
+        verdict = f"**{v.verdict}**" if v.effect else v.verdict
+        there = [verdicts.get(v.claim, "not in that study") for verdicts in elsewhere]
+        rows.append([v.claim, verdict, *there, *numbers])
+    columns = ["claim", "verdict", *(f"verdict in {code(name)}" for name in study.beside)]
+    columns += ["effect", "p", "95 % interval", "measure", "closest rival"]
     blocks: list[Block] = [
         "## Claims of the original",
-        Table(columns, rows, main=2),
+        Table(columns, rows, main=2 + len(study.beside)),
         *[_RULE] * study.of_original,
         *[_RULE_OF_MORE] * any(v.claim == claims.MORE_REGULARIZERS for v in study.verdicts),
     ]

@@ -86,6 +86,20 @@ def test_the_claims_of_the_original_need_its_variants_and_its_data(written):
     assert "compared on Fashion\\-MNIST\n" in text and "one taken for the other" in text
 
 
+def test_the_verdicts_of_another_study_are_shown_beside(tmp_path):
+    records, other = study(names=claims.ORIGINAL), study(names=claims.ORIGINAL[::-1])
+    report.write(records, tmp_path, beside={"constant": other})
+    text = (tmp_path / "report.md").read_text().partition("## Claims")[2]
+    assert "| verdict | verdict in `constant` | effect |" in text
+    both = [
+        {v.claim: v.verdict for v in claims.judge(statistics.by_variant(found))}
+        for found in (records, other)
+    ]
+    assert both[0] != both[1]
+    for claim, verdict in both[0].items():
+        assert cells(text, claim)[1:3] == [f"**{verdict}**", both[1][claim]]
+
+
 def test_more_regularizers_are_judged_in_any_study_that_has_them():
     records = of_variants({"gbn_l2": np.linspace(0.98, 0.981, 4), "mixup": [0.985] * 4})
     for record in records[4:]:

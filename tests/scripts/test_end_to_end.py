@@ -217,6 +217,7 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
         ("study.py", ["--config.epocs=3"], 'Did you mean "epochs"'),
         ("study.py", ["--config.epochs=0"], "config.epochs must be at least 1"),
         ("study.py", ["--seeds=0"], "seeds"),
+        ("study.py", ["--beside=nowhere"], "--beside=nowhere holds no finished runs"),
         ("study.py", ["--baseline=none"], "--baseline=none must be one of the variants: bn, l1,"),
         ("sweep.py", ["--config", ROOT / "configs" / "bn.py"], "vary"),
         ("sweep.py", ["--config", ROOT / "configs" / "bn.py", "--vary", "l2"], "FIELD=VALUE"),
