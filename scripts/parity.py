@@ -68,7 +68,10 @@ def main(arguments):
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn) as pool:
         theirs = [*pool.map(functools.partial(torch_accuracy, epochs), seeds, paths)]
     text = io.StringIO()
-    rows = [["seed", "jax_mnist", "torch"], *zip(seeds, ours, theirs, strict=True)]
+    rows = [["seed", "jax_mnist", "torch"]]
+    rows += [
+        [seed, round(a, 4), round(b, 4)] for seed, a, b in zip(seeds, ours, theirs, strict=True)
+    ]
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_atomically(folder / "parity.csv", text.getvalue().encode())
     for name, values in (("jax_mnist", ours), ("torch", theirs)):
