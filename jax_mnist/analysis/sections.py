@@ -188,10 +188,11 @@ def original_claims(study: Comparison) -> list[Block]:
     elsewhere = [{v.claim: v.verdict for v in other.verdicts} for other in study.beside.values()]
     rows = []
     for v in study.verdicts:
-        numbers = [*[""] * 3, v.measure, ""]
+        measure = escape(v.measure)  # it may hold the name of a variant
+        numbers = [*[""] * 3, measure, ""]
         if v.effect is not None:
             numbers = [f"{signed(v.effect.mean)} {v.unit}", p_value(v.effect.p)]
-            numbers += [interval(v.effect, signed), v.measure, escape(v.rival)]
+            numbers += [interval(v.effect, signed), measure, escape(v.rival)]
         verdict = f"**{v.verdict}**" if v.effect else v.verdict
         there = [verdicts.get(v.claim, "not in that study") for verdicts in elsewhere]
         rows.append([v.claim, verdict, *there, *numbers])

@@ -241,6 +241,15 @@ def test_the_opening_says_what_is_shown_and_what_is_not():
     )
 
 
+def test_the_name_of_a_regularizer_is_escaped_in_its_claim():
+    name = "<b>mix_up|"
+    records = of_variants({"gbn_l2": np.linspace(0.98, 0.981, 4), name: [0.985] * 4})
+    for record in records[4:]:
+        record["config"]["mixup"] = 0.1
+    claim = report.text(records).partition("## Claims")[2].partition("## Errors")[0]
+    assert "accuracy of &lt;b&gt;mix\\_up&#124; |" in claim and "<b>" not in claim
+
+
 def test_another_baseline(tmp_path):
     records = study()
     report.write(records, tmp_path, baseline="l2")
