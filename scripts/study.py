@@ -4,7 +4,7 @@ python scripts/study.py --quick         # a first impression, in minutes
 python scripts/study.py                 # the eight variants, five seeds
 python scripts/study.py --seeds=20 --workdir=/some/dir
 python scripts/study.py bn l2 configs/mine.py --config.epochs=5
-python scripts/study.py --plan=0.05     # seeds needed to show 0.05 points; trains nothing
+python scripts/study.py --plan=0.05     # how many seeds would show 0.05 points
 
 If interrupted, run the same command again to resume.
 """
