@@ -9,20 +9,20 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jax_mnist import config as config_lib
+from jax_mnist.analysis import claims
 from jax_mnist.runs import study, trainer
 from jax_mnist.training.augment import AugmentParams
 from jax_mnist.training.optim import make_schedule
 from jax_mnist.training.recipe import make_hyperparameters
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
 
 
 def load(name):
     return modules.load(f"configs/{name}.py").get_config()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", claims.ORIGINAL)
 def test_a_variant_differs_from_the_base_only_in_what_its_name_says(name):
     config, base = load(name), config_lib.base()
     config_lib.check(config)
@@ -34,8 +34,15 @@ def test_a_variant_differs_from_the_base_only_in_what_its_name_says(name):
     assert {k: config[k] for k in same} == {k: base[k] for k in same}
 
 
+@pytest.mark.parametrize("name", claims.REGULARIZERS)
+def test_a_further_regularizer_is_added_to_the_best_of_the_original(name):
+    config, base = load(name), load(claims.BEST_OF_ORIGINAL)
+    config_lib.check(config)
+    assert {field for field in base if config[field] != base[field]} == {name}
+
+
 def test_equal_parts_have_equal_strengths():
-    configs = [load(name) for name in NAMES]
+    configs = [load(name) for name in claims.ORIGINAL]
     assert len({c.l1 for c in configs}) == len({c.l2 for c in configs}) == 2
 
 

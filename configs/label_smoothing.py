@@ -1,0 +1,13 @@
+"""Ghost batch normalisation with L2 decay and label smoothing."""
+
+from ml_collections import ConfigDict
+
+from jax_mnist.config import base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.norm = "ghost"
+    config.l2 = 5e-4
+    config.label_smoothing = 0.05
+    return config
