@@ -19,7 +19,7 @@ from jax_mnist.analysis import (
 )
 from jax_mnist.analysis.blocks import Block, Command, to_markdown
 from jax_mnist.analysis.comparison import Comparison
-from jax_mnist.analysis.markup import count, escape, integers
+from jax_mnist.analysis.markup import code, count, escape, integers
 from jax_mnist.data.files import PathLike, write_atomically
 from jax_mnist.runs.history import Record
 
@@ -97,12 +97,20 @@ def _blocks(study: Comparison, command: str, note: str) -> list[Block]:
         *[f"**{escape(note)}**"] * bool(note),
         opening.answer(study),
         *sections.warnings(study),
-        f"{runs}: {variants}, seeds {seeds}. Each run was evaluated on {study.counted_images()} "
-        "after every epoch.",
+        f"{runs}: {variants}, seeds {seeds}. Each run was {_trained(study)}evaluated on "
+        f"{study.counted_images()} after every epoch.",
         f"Contents: {contents}",
         *(block for part in parts for block in part),
         *(("The command was:", Command(command)) if command else ()),
     ]
+
+
+def _trained(study: Comparison) -> str:
+    """On what and for how long, if that is the same for all runs."""
+    if not {"epochs", "train_split"} <= study.common.keys():
+        return ""
+    epochs = count(study.common["epochs"], "epoch")
+    return f"trained for {epochs} on {code(study.common['train_split'])} and "
 
 
 def _figures(study: Comparison) -> dict[str, Figure]:
