@@ -9,5 +9,5 @@ def get_config() -> ConfigDict:
     config = base()
     config.norm = "ghost"
     config.l2 = 5e-4
-    config.cutout = 6.0
+    config.cutout = 3.0
     return config

@@ -9,5 +9,5 @@ def get_config() -> ConfigDict:
     config = base()
     config.norm = "ghost"
     config.l2 = 5e-4
-    config.elastic = 1.0
+    config.elastic = 0.5
     return config

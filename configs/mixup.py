@@ -9,5 +9,5 @@ def get_config() -> ConfigDict:
     config = base()
     config.norm = "ghost"
     config.l2 = 5e-4
-    config.mixup = 0.1
+    config.mixup = 0.02
     return config
