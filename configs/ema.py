@@ -9,5 +9,5 @@ def get_config() -> ConfigDict:
     config = base()
     config.norm = "ghost"
     config.l2 = 5e-4
-    config.ema = 0.998
+    config.ema = 0.99
     return config
