@@ -15,7 +15,8 @@ them to repeat it. If interrupted, run the same command again to resume.
 step           time on two cores   results
 choice         15 minutes          choice.md, learning rates and decays on held-out images
 study          4 hours             study/report.md, eight variants with ten seeds
-regularizers   45 minutes          regularizers.md, more regularisers on held-out images
+strengths      2 hours             strengths.md, strengths of more regularisers on held-out images
+regularizers   5 hours             regularizers/report.md, more regularisers with ten seeds
 recipes        30 minutes          recipes/report.md, two recipes with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe in PyTorch, which it needs
@@ -30,7 +31,10 @@ Debian's package dataset-fashion-mnist puts them, or from the folder in FASHION_
 END
 }
 
-steps=(choice study regularizers recipes fashion parity benchmark scale communication layer statistics)
+steps=(
+    choice study strengths regularizers recipes fashion parity benchmark scale communication layer
+    statistics
+)
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
 fail() {
@@ -41,7 +45,7 @@ fail() {
 # The file that a step writes last, so that it marks the step as finished.
 results() {
     case $1 in
-        study | recipes | fashion) echo "$out/$1/report.html" ;;
+        study | regularizers | recipes | fashion) echo "$out/$1/report.html" ;;
         *) echo "$out/$1.md" ;;
     esac
 }
@@ -64,13 +68,14 @@ choice() {
     sweep --vary l1=1e-5,1e-4 --config.learning_rate=0.1 --workdir="$out/choice/l1"
 }
 
-regularizers() {
+strengths() {
     local values
-    for values in label_smoothing=0,0.05 ema=0.998 elastic=1 mixup=0.1; do
+    for values in label_smoothing=0,0.02,0.05,0.1 dropout=0.02,0.05 sam=0.05 ema=0.99,0.998 \
+        cutout=3,6 elastic=0.5,1 mixup=0.02,0.1; do
         python scripts/sweep.py gbn_l2 --vary "$values" --replicas=3 \
-            --workdir="$out/regularizers/${values%%=*}"
+            --workdir="$out/strengths/${values%%=*}"
     done
-    python scripts/sweep.py fast --vary epochs=2,3,4 --replicas=3 --workdir="$out/regularizers/fast"
+    python scripts/sweep.py fast --vary epochs=2,3,4 --replicas=3 --workdir="$out/strengths/fast"
 }
 
 benchmark() {
@@ -84,7 +89,11 @@ run_step() {
     case $1 in
         choice) print_to "$file" choice ;;
         study) python scripts/study.py --seeds=10 --workdir="$out/study" ;;
-        regularizers) print_to "$file" regularizers ;;
+        strengths) print_to "$file" strengths ;;
+        regularizers)
+            python scripts/study.py bn gbn_l2 label_smoothing dropout sam ema cutout elastic mixup \
+                --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
+            ;;
         recipes)
             python scripts/study.py configs/fast.py configs/best.py --seeds=5 \
                 --workdir="$out/recipes"
@@ -112,7 +121,7 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | regularizers | recipes | benchmark | scale) ;;
+        choice | study | strengths | regularizers | recipes | benchmark | scale) ;;
         communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||

@@ -65,8 +65,8 @@ def train_on_every_core(
                     "command again to resume from the last checkpoints"
                 ) from None
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
                 stop.set()  # workers that still train save a checkpoint
+                pool.shutdown(cancel_futures=True)
         if received:
             raise StoppedError("stopped and saved; run the same command again", received[0])
 
@@ -132,6 +132,9 @@ def _end_with(parent: Any) -> None:
 
 
 def _train_in_worker(number: int, run: Run) -> None:
+    if _worker["stop"].is_set():  # the pool hands out some runs in advance
+        raise StoppedError("stopped before it began", signal.SIGTERM)
+
     def observe(program: Program, progress: Progress) -> None:
         _worker["trained"].put((number, progress.step / program.steps_per_epoch))
         if _worker["stop"].is_set():

@@ -17,7 +17,7 @@ from records import study
 
 from jax_mnist.data import datasets
 from jax_mnist.inference import predict
-from jax_mnist.runs import history
+from jax_mnist.runs import history, workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,9 +157,11 @@ def shorten(folder):
 
 
 def test_a_study_that_is_stopped_saves_and_resumes(tmp_path):
-    process = start_study(tmp_path, "--seeds=3", "--config.epochs=900", *FEW)
+    process = start_study(tmp_path, "--seeds=9", "--config.epochs=900", *FEW)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
+    begun = len(list(tmp_path.glob("runs/study/bn/*/checkpoints")))
+    assert begun <= len(workers.cores(9)), "runs that waited in the queue were begun"
     assert process.returncode == 143, errors
     assert errors.splitlines()[-1] == "study.py: stopped and saved; run the same command again"
     assert not list(tmp_path.rglob("history.pkl"))
