@@ -270,7 +270,7 @@ def test_only_test_images_are_called_so():
         for record in records:
             record["config"]["validation_split"] = split
         text = report.text(records)
-        assert f"evaluated on 40 {name} after every epoch." in text
+        assert f"Each run was evaluated on 40 {name} after every epoch." in text
         assert ("test image" in text) == (name == "test images")
         assert "validation image" not in text
 
@@ -279,7 +279,8 @@ def test_the_opening_says_how_long_the_runs_trained_on_what():
     records = study(seeds=2)
     for record in records:
         record["config"].update(epochs=15, train_split="train[:600]")
-    assert "trained for 15 epochs on `train[:600]` and evaluated on 40 test" in report.text(records)
+    text = report.text(records)
+    assert "Each run was trained for 15 epochs on `train[:600]` and evaluated on 40 test" in text
     records[-1]["config"]["epochs"] = 10
     assert "Each run was evaluated on 40 test images" in report.text(records)
 
