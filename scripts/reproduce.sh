@@ -17,6 +17,7 @@ choice         15 minutes          choice.md, learning rates and decays on held-
 study          4 hours             study/report.md, eight variants with ten seeds
 strengths      2 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   5 hours             regularizers/report.md, more regularisers with ten seeds
+best           60 minutes          best.md, what was tried on held-out images to improve configs/best.py
 recipes        30 minutes          recipes/report.md, two recipes with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe in PyTorch, which it needs
@@ -32,8 +33,8 @@ END
 }
 
 steps=(
-    choice study strengths regularizers recipes fashion parity benchmark scale communication layer
-    statistics
+    choice study strengths regularizers best recipes fashion parity benchmark scale communication
+    layer statistics
 )
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
@@ -76,6 +77,17 @@ strengths() {
             --workdir="$out/strengths/${values%%=*}"
     done
     python scripts/sweep.py fast --vary epochs=2,3,4 --replicas=3 --workdir="$out/strengths/fast"
+    python scripts/recompute_statistics.py "$out"/strengths/*/*=*/ \
+        >"$out/strengths/recompute_stats.csv"
+}
+
+best() {
+    local plain="$out/best/final_rate/final_rate=0.0"
+    python scripts/sweep.py best --vary final_rate=0,0.05 --replicas=3 \
+        --workdir="$out/best/final_rate"
+    python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
+        --config.teacher="$plain" --replicas=3 --workdir="$out/best/distillation"
+    python scripts/recompute_statistics.py "$plain" >"$out/best/recompute_stats.csv"
 }
 
 benchmark() {
@@ -90,6 +102,7 @@ run_step() {
         choice) print_to "$file" choice ;;
         study) python scripts/study.py --seeds=10 --workdir="$out/study" ;;
         strengths) print_to "$file" strengths ;;
+        best) print_to "$file" best ;;
         regularizers)
             python scripts/study.py bn gbn_l2 label_smoothing dropout sam ema cutout elastic mixup \
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
@@ -121,8 +134,8 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | strengths | regularizers | recipes | benchmark | scale) ;;
-        communication | layer | statistics) ;;
+        choice | study | strengths | regularizers | best | recipes | benchmark) ;;
+        scale | communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||
                 fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"
