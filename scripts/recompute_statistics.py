@@ -1,15 +1,15 @@
-"""Tells what statistics of the norms that are recomputed on training images are worth, as CSV.
+"""Tells what recomputed statistics of the norms are worth, as CSV.
 
 python scripts/recompute_statistics.py runs/gbn runs/study/*
 
-Each folder holds one finished run, or several seeds. Running statistics come from augmented images
-and from the weights of earlier steps, and those of ghost norm from ghost batches. Here each network
-is evaluated on its validation images with these, and with the statistics of 10,000 of its training
-images as they are ("Rethinking 'Batch' in BatchNorm", arXiv:2105.07576, section 3). Files are only
-read.
+Each folder holds one finished run, or several seeds; it is only read. Running
+statistics come from augmented images and from the weights of earlier steps, and
+those of ghost norm from ghost batches. Here each network is evaluated on its
+validation images with these, and with the statistics of 10,000 of its training
+images as they are ("Rethinking 'Batch' in BatchNorm", arXiv:2105.07576,
+section 3).
 """
 
-import argparse
 import csv
 import functools
 import sys
@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from command_line import fail, run
 from jax import Array
 
 from jax_mnist.data import datasets
 from jax_mnist.nn.cnn import CNN, BatchNorm
+from jax_mnist.nn.xla import Compiled
 from jax_mnist.runs import compiler, trained
 from jax_mnist.training import evaluation
 from jax_mnist.training.augment import Normalization, normalize
@@ -29,12 +31,13 @@ IMAGES, BATCH = 10_000, 200
 COLUMNS = ("run", "seed", "accuracy_percent", "recomputed", "loss", "recomputed_loss")
 
 
+@functools.partial(Compiled, static_argnames=("model", "normalization"))
 def recomputed(
     model: CNN, variables: dict[str, Any], images: Array, normalization: Normalization
 ) -> dict[str, Any]:
     """The variables with the mean and variance of each norm's inputs, over all images.
 
-    Within a batch of `BATCH` images, each norm uses the statistics of that batch.
+    Within a batch of at most `BATCH` images, each norm uses the statistics of that batch.
 
     Args:
       model: The network. Its norms are taken for batch norms.
@@ -44,8 +47,9 @@ def recomputed(
     """
     # Without momentum, the running statistics become those of the batch.
     model = model.clone(norm=functools.partial(BatchNorm, momentum=0.0))
-    steps = len(images) // BATCH
-    images = images[: steps * BATCH].reshape(steps, BATCH, 28, 28, 1)
+    size = min(BATCH, len(images))
+    steps = len(images) // size
+    images = images[: steps * size].reshape(steps, size, 28, 28, 1)
     found = jax.lax.map(functools.partial(_of_batch, model, variables, normalization), images)
     pooled = {
         name: {
@@ -65,9 +69,6 @@ def _of_batch(
     return changed["batch_stats"]
 
 
-compiled = jax.jit(recomputed, static_argnums=(0, 3))
-
-
 def rows(folder):
     """The row of each network in a folder."""
     network = trained.load(folder)
@@ -79,31 +80,28 @@ def rows(folder):
     images = train.images[:: max(1, len(train.images) // IMAGES)][:IMAGES]
     for number, record in enumerate(network.records):
         variables = jax.tree.map(lambda leaf, at=number: leaf[at], network.variables)
+        new = recomputed(network.model, variables, images, network.normalization)
         found = [
             evaluation.evaluate(network.model, v, validation, normalization=network.normalization)
-            for v in (variables, compiled(network.model, variables, images, network.normalization))
+            for v in (variables, new)
         ]
         accuracies = [f"{100 * one.accuracy:.6g}" for one in found]
         yield [folder, record["seed"], *accuracies, *(f"{one.loss:.6g}" for one in found)]
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER")
-    folders = parser.parse_args().folders
+def main(arguments):
+    if not arguments:
+        fail("name one or more folders of finished runs")
     compiler.configure()
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for folder in folders:
+    for folder in arguments:
         try:
             writer.writerows(rows(folder))
         except ValueError as error:
-            parser.error(error)
+            fail(error)
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

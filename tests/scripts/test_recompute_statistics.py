@@ -19,6 +19,7 @@ from jax_mnist.nn.operations import PLAIN
 from jax_mnist.training import recipe
 from jax_mnist.training.augment import MNIST
 
+sys.path.insert(0, str(modules.ROOT / "scripts"))  # as Python does for a script
 script = modules.load("scripts/recompute_statistics.py")
 
 
@@ -34,7 +35,7 @@ def test_they_are_those_of_all_images_without_augmentation(quickly_compiled, mon
     images = datasets.load("mnist", "train[:50]").images  # of which two batches are used
     model = CNN(norm=functools.partial(GhostBatchNorm, ghost_batch_size=3, momentum=0.9))
     variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1)), train=False)
-    found = script.compiled(model, variables, images, MNIST)
+    found = script.recomputed(model, variables, images, MNIST)
     params = found["params"]
     jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
     x = (images[:40] / 255 - MNIST.mean) / MNIST.std
@@ -61,8 +62,7 @@ def test_each_network_is_evaluated_both_ways(tmp_path, monkeypatch, capsys):
     config.learning_rate = 0.01
     records = runs.train(config, tmp_path / "few")
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["recompute_statistics.py", str(tmp_path / "few")])
-    script.main()
+    script.main([str(tmp_path / "few")])
     rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
     assert [row["seed"] for row in rows] == ["0", "1"]
     for row, record in zip(rows, records, strict=True):
@@ -73,9 +73,9 @@ def test_each_network_is_evaluated_both_ways(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_without_a_finished_run_ends_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["recompute_statistics.py", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["recompute_statistics.py"])
     with pytest.raises(SystemExit) as end:
-        script.main()
+        script.main([str(tmp_path)])
     assert end.value.code == 2
     errors = capsys.readouterr().err
     assert errors.startswith("recompute_statistics.py: ") and "no finished run" in errors
