@@ -11,7 +11,6 @@ import csv
 import functools
 import io
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from jax_mnist.analysis.markup import interval
 from jax_mnist.analysis.run import final_accuracy
 from jax_mnist.analysis.statistics import accuracy_interval
 from jax_mnist.data import datasets, files
-from jax_mnist.runs import study
+from jax_mnist.runs import study, workers
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each program.", lower_bound=2)
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Length of the training.", lower_bound=1)
@@ -65,7 +64,7 @@ def main(arguments):
     ours = [final_accuracy(record) for record in records]
     paths = [folder / "torch" / f"seed-{seed}.txt" for seed in seeds]
     spawn = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn) as pool:
+    with ProcessPoolExecutor(len(workers.cores(len(seeds))), spawn) as pool:
         theirs = [*pool.map(functools.partial(torch_accuracy, epochs), seeds, paths)]
     text = io.StringIO()
     rows = [["seed", "jax_mnist", "torch"]]

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from command_line import fail, run
 from jax import Array
 
@@ -77,9 +78,11 @@ def rows(folder):
         datasets.load(config["dataset"], split, config["data_dir"], config["source_dir"])
         for split in (config["train_split"], config["validation_split"])
     )
-    images = train.images[:: max(1, len(train.images) // IMAGES)][:IMAGES]
-    for number, record in enumerate(network.records):
-        variables = jax.tree.map(lambda leaf, at=number: leaf[at], network.variables)
+    number = min(IMAGES, len(train.images))
+    spread = np.arange(number) * len(train.images) // number  # over all training images
+    images = train.images[spread]
+    for place, record in enumerate(network.records):
+        variables = jax.tree.map(lambda leaf, at=place: leaf[at], network.variables)
         new = recomputed(network.model, variables, images, network.normalization)
         found = [
             evaluation.evaluate(network.model, v, validation, normalization=network.normalization)

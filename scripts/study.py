@@ -85,8 +85,14 @@ def main(arguments):
 
 
 def show_plan(folder, names):
-    """Plans by the finished runs of the variants of these names, or of all."""
-    records = [r for r in study.finished(folder) if not names or r["name"] in names]
+    """Plans by the finished runs of the variants of these names or files, or of all."""
+    records = study.finished(folder)
+    if not records:
+        fail(f"{folder} holds no finished runs: train a study, or name its folder with --workdir")
+    variants = [Path(name).stem for name in names]
+    if missing := set(variants) - {record["name"] for record in records}:
+        fail(f"{folder} holds no finished run of {', '.join(sorted(missing))}")
+    records = [r for r in records if not variants or r["name"] in variants]
     try:
         print(report.plan(records, _PLAN.value, _BASELINE.value))
     except ValueError as error:

@@ -77,8 +77,9 @@ def _vary(chosen):
 def ranking(records):
     """Ranks combinations by mean accuracy: rows of `COLUMNS`.
 
-    `low` and `high` are the 95 % interval, within 0 to 100 %; of fewer than three seeds they are
-    the lowest and the highest accuracy. A combination of which a run diverged is not ranked.
+    `low` and `high` are the 95 % interval, within 0 to 100 %, which equal accuracies do not have;
+    of fewer than three seeds they are the lowest and the highest accuracy. A combination of which
+    a run diverged is not ranked.
     """
     ranked, diverged = [], []
     for name, runs in statistics.by_variant(records).items():
@@ -88,9 +89,10 @@ def ranking(records):
             continue
         accuracies = [final_accuracy(run) for run in runs.values()]
         mean, low, high, _ = statistics.accuracy_interval(accuracies)
-        if len(runs) < 3 or not math.isfinite(low):  # equal accuracies have no interval
+        if len(runs) < 3:
             low, high = min(accuracies), max(accuracies)
-        ranked.append([name, len(runs), 0, *(round(n, 4) for n in (mean, low, high))])
+        numbers = (round(n, 4) if math.isfinite(n) else "" for n in (mean, low, high))
+        ranked.append([name, len(runs), 0, *numbers])
     return sorted(ranked, key=lambda row: -row[3]) + diverged
 
 
@@ -99,7 +101,7 @@ def show(rows, images):
     between = {1: "", 2: " (lowest to highest)"}.get(seeds, " (95 % interval)")
     print(f"mean accuracy{between} on {images}, {seeds} {'seed' if seeds == 1 else 'seeds'} each")
     for name, _, diverged, mean, low, high in rows:
-        interval = f" ({low:.3f} to {high:.3f})" if seeds > 1 and not diverged else ""
+        interval = f" ({low:.3f} to {high:.3f})" if seeds > 1 and low != "" else ""
         print(f"{'diverged' if diverged else f'{mean:.3f} %'}{interval}  {name}")
 
 

@@ -36,7 +36,7 @@ def test_a_variant_differs_from_the_base_only_in_what_its_name_says(name):
 
 @pytest.mark.parametrize("name", claims.REGULARIZERS)
 def test_a_further_regularizer_is_added_to_the_best_of_the_original(name):
-    config, base = load(name), load(claims.BEST_OF_ORIGINAL)
+    config, base = load(name), load(claims.ADDED_TO)
     config_lib.check(config)
     assert {field for field in base if config[field] != base[field]} == {name}
 

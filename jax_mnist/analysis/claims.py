@@ -16,7 +16,7 @@ import numpy as np
 from jax_mnist.analysis import statistics
 from jax_mnist.analysis.run import confusion_matrix, final_accuracy, largest_drop, spread
 from jax_mnist.analysis.statistics import LEVEL, Estimate, Measure, Variants
-from jax_mnist.config import NO_EFFECT, with_defaults
+from jax_mnist.config import FIELDS, NO_EFFECT, with_defaults
 from jax_mnist.runs.history import Record
 
 ORIGINAL = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")  # its variants
@@ -39,17 +39,20 @@ CLAIMS = (
     Claim("L2 is the most stable", "l2", measure=spread, measured="spread", more=False),
     Claim("GBN alone is better than all but L2", "gbn", exempt=("l2",)),
     Claim(
-        *("L1 and L2 together are unstable", "l1_l2", ("bn", "l1", "l2")),
-        *(largest_drop, "largest drop"),
+        text="L1 and L2 together are unstable",
+        subject="l1_l2",
+        rivals=("bn", "l1", "l2"),
+        measure=largest_drop,
+        measured="largest drop",
     ),
     Claim("L2 is better than L1", "l2", ("l1",)),
 )
 CONFUSED_PAIRS = ((1, 7), (4, 9))  # digits that the original says are confused most
 # "More regularization techniques can help in gaining the appropriate features to predict."
 MORE_REGULARIZERS = "More regularisation techniques can help"
-BEST_OF_ORIGINAL = "gbn_l2"  # what they are added to
+ADDED_TO = "gbn_l2"  # the original's variant that they are added to
 # Fields of the config that turn a regulariser on, and those that say nothing of regularisation.
-REGULARIZERS = ("ema", "label_smoothing", "dropout", "mixup", "sam", "elastic", "cutout")
+REGULARIZERS = tuple(f.name for f in FIELDS if f.optional and f.name != "distillation")
 _NEUTRAL = {"name", "seed", "replicas", "data_dir", "source_dir", "dropout_position", *NO_EFFECT}
 
 
@@ -113,7 +116,7 @@ def judge(variants: Variants) -> list[Verdict]:
 def judge_more_regularizers(variants: Variants) -> Verdict | None:
     """Judges whether at least one regulariser that the original lacks helps.
 
-    They are the variants that differ from `BEST_OF_ORIGINAL` only by `REGULARIZERS` that it does
+    They are the variants that differ from `ADDED_TO` only by `REGULARIZERS` that it does
     not use. The claim is supported if one of them has a higher accuracy with p below 0.05 (paired
     by seed, Holm), contradicted if all of them have a lower one with such a p, and otherwise
     undecided.
@@ -122,9 +125,9 @@ def judge_more_regularizers(variants: Variants) -> Verdict | None:
       The verdict, with the effect of the best variant or, if the claim is supported, of the best
       that supports it. The measure names this variant. None if there is no such variant.
     """
-    baseline = variants.get(BEST_OF_ORIGINAL, {})
+    baseline = variants.get(ADDED_TO, {})
     names = [name for name, runs in variants.items() if _adds_regularizers(runs, baseline)]
-    effects = statistics.differences(variants, final_accuracy, names, BEST_OF_ORIGINAL)
+    effects = statistics.differences(variants, final_accuracy, names, ADDED_TO)
     if not effects:
         return None
     helping = [name for name, effect in effects.items() if effect.mean > 0 and effect.p < LEVEL]
@@ -132,7 +135,7 @@ def judge_more_regularizers(variants: Variants) -> Verdict | None:
     best = max(helping or effects, key=lambda name: effects[name].mean)
     found = "supported" if helping else "contradicted" if harm else "undecided"
     measure = f"accuracy of {best}"
-    return Verdict(MORE_REGULARIZERS, measure, "pp", BEST_OF_ORIGINAL, effects[best], found)
+    return Verdict(MORE_REGULARIZERS, measure, "pp", ADDED_TO, effects[best], found)
 
 
 def _adds_regularizers(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> bool:

@@ -10,7 +10,7 @@ from jax_mnist.analysis import claims, mistakes, run, statistics
 from jax_mnist.analysis.markup import code, escape
 from jax_mnist.analysis.mistakes import HardImage
 from jax_mnist.analysis.statistics import Estimate
-from jax_mnist.config import NO_EFFECT
+from jax_mnist.config import NO_EFFECT, with_defaults
 from jax_mnist.data.catalogue import CATALOGUE
 from jax_mnist.runs.history import Record
 
@@ -52,6 +52,8 @@ class Comparison:
         beside: Mapping[str, Sequence[Record]] | None = None,
     ) -> None:
         self.beside = {name: Comparison(others) for name, others in (beside or {}).items()}
+        # Records of an earlier version lack the fields that were added since.
+        records = [{**r, "config": with_defaults(r["config"])} for r in records]
         self.all_variants = statistics.by_variant(records)
         self.variants = statistics.without_diverged(self.all_variants)
         if not self.variants:
@@ -62,7 +64,10 @@ class Comparison:
         )
         self.diverged = len(self.records) < len(self.all_records)
         if baseline and baseline not in self.variants:
-            raise ValueError(f"there is no run of the baseline {baseline!r} that did not diverge")
+            raise ValueError(
+                f"the baseline {baseline!r} has no run that can be used: it is not in this study, "
+                "or all its runs diverged"
+            )
         default = BASELINE if BASELINE in self.variants else next(iter(self.variants))
         self.baseline = baseline or default
         self.accuracies = {

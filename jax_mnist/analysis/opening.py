@@ -37,7 +37,9 @@ def answer(study: Comparison, quote: Quote = code) -> str:
     if any(math.isfinite(effect.low) for effect in study.effects.values()):
         sentences += _differences(study, quote)
     elif study.effects:
-        sentences.append("No difference can be tested, because that takes pairs of unequal runs.")
+        sentences.append(
+            "No difference can be tested: that takes two shared seeds with unequal differences."
+        )
     if study.verdicts:
         sentences.append(_claims(study))
     return " ".join(sentences)

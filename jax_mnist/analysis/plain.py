@@ -54,8 +54,8 @@ def plan(study: Comparison, effect: float) -> str:
     plans = planning.plan(study.variants, study.baseline, effect)
     if not plans:
         raise ValueError(
-            f"a plan needs two variants that share at least {planning.MIN_SEEDS} seeds, in which "
-            "they do not all differ alike"
+            f"a plan needs a variant that shares at least {planning.MIN_SEEDS} seeds with "
+            f"{study.baseline}, with differences that are not all equal"
         )
     number = len(study.effects)
     rows = [["variant", "deviation, pp", "seeds", f"seeds if one of {number}", "shown, pp"]]

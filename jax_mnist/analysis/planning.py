@@ -7,7 +7,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from jax_mnist.analysis import run
+from jax_mnist.analysis import run, statistics
 from jax_mnist.analysis.statistics import LEVEL, Variants
 
 POWER = 0.8
@@ -77,19 +77,17 @@ def plan(variants: Variants, baseline: str, effect: float) -> dict[str, Plan]:
       The plan of each variant that has at least `MIN_SEEDS` differences from the baseline, which
       are not all equal.
     """
-    theirs = variants[baseline]
     differences = {
-        name: [
-            run.final_accuracy(runs[seed]) - run.final_accuracy(theirs[seed])
-            for seed in runs.keys() & theirs.keys()
-        ]
-        for name, runs in variants.items()
-        if name != baseline and runs.keys() & theirs.keys()
+        name: np.subtract(*statistics.paired(variants, run.final_accuracy, name, baseline))
+        for name in variants
+        if name != baseline
     }
-    known = {n: d for n, d in differences.items() if len(d) >= MIN_SEEDS and np.ptp(d) > 1e-9}
+    compared = sum(len(values) > 0 for values in differences.values())
     plans = {}
-    for name, values in known.items():
-        deviation, level = float(np.std(values, ddof=1)), LEVEL / len(differences)
+    for name, values in differences.items():
+        if len(values) < MIN_SEEDS or np.ptp(values) <= 1e-9:
+            continue
+        deviation, level = float(np.std(values, ddof=1)), LEVEL / compared
         plans[name] = Plan(
             deviation=deviation,
             alone=seeds_needed(effect, deviation),

@@ -80,7 +80,7 @@ def plan(records: Sequence[Record], effect: float, baseline: str = "") -> str:
     """Returns the seeds that a study needs to show a difference, as text; see `plain.plan`.
 
     Raises:
-      ValueError: As in `write`, or there are no two variants with two seeds in common.
+      ValueError: As in `write` or `plain.plan`.
     """
     return plain.plan(Comparison(records, baseline), effect)
 

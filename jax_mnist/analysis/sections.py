@@ -165,7 +165,8 @@ _RULE = (
     "p-values are corrected for the number of rivals (Holm). A claim is *supported* if every "
     f"difference is in the claimed direction with p below {statistics.LEVEL}, *contradicted* "
     "if one is in the opposite direction with such a p, and otherwise *undecided*; each claim "
-    "is judged by itself. The effect is the difference to the closest rival or, for a "
+    "is judged by itself. The correction makes this rule stricter than it need be for support, "
+    "which takes all differences. The effect is the difference to the closest rival or, for a "
     "contradicted claim, to the rival that contradicts it most; it is positive in the claimed "
     "direction. Claims about the highest, the most stable or all refer to the original's eight "
     "variants. A pair not named is any pair of classes that the original does not call often "
@@ -173,11 +174,12 @@ _RULE = (
 )
 _RULE_OF_MORE = (
     "The claim that more regularisation techniques can help is about the variants that add to "
-    f"{code(claims.BEST_OF_ORIGINAL)} what the original does not have. It is *supported* if at "
+    f"{code(claims.ADDED_TO)} what the original does not have. It is *supported* if at "
     f"least one of them has a higher accuracy with p below {statistics.LEVEL} (paired by seed, "
     "corrected for their number with Holm's method), *contradicted* if all of them have a lower "
-    "one with such a p, and otherwise *undecided*. The effect is that of the best such variant, or "
-    "of the best that supports the claim; the measure names it."
+    "one with such a p, and otherwise *undecided*. Only these variants count in the correction, so "
+    "that a p-value may differ from that of the same difference above. The effect is that of the "
+    "best such variant, or of the best that supports the claim; the measure names it."
 )
 
 

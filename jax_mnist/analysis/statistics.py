@@ -110,11 +110,14 @@ def differences(
     Variants that have no such seed are left out; the p-values are corrected for the number of the
     others.
     """
-    found = {}
-    theirs = variants.get(reference, {})
-    for name in names:
-        runs = variants.get(name, {})
-        if seeds := sorted(runs.keys() & theirs.keys()):
-            a, b = ([measure(of[seed]) for seed in seeds] for of in (runs, theirs))
-            found[name] = paired_difference(a, b)
-    return holm(found)
+    pairs = {name: paired(variants, measure, name, reference) for name in names}
+    return holm({name: paired_difference(a, b) for name, (a, b) in pairs.items() if a})
+
+
+def paired(
+    variants: Variants, measure: Measure, name: str, reference: str
+) -> tuple[list[float], list[float]]:
+    """A measure of a variant and of a reference, over the seeds that both have, ascending."""
+    runs, theirs = variants.get(name, {}), variants.get(reference, {})
+    seeds = sorted(runs.keys() & theirs.keys())
+    return [measure(runs[seed]) for seed in seeds], [measure(theirs[seed]) for seed in seeds]

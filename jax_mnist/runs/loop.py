@@ -167,7 +167,15 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
 def _teachers(config: ConfigDict, normalization: augment.Normalization) -> TrainedNetwork:
     found = trained.load(config.teacher)
     if found.records[0]["normalization"] != normalization._asdict():
-        raise ConfigError(f"{config.teacher} was trained on other images: name another teacher")
+        raise ConfigError(
+            f"{config.teacher} was trained with other constants of normalisation: name another "
+            "teacher, of the same data set"
+        )
+    if (split := found.records[0]["config"]["train_split"]) != config.train_split:
+        raise ConfigError(  # it might know the images that the student is validated on
+            f"{config.teacher} was trained on {split}, and this run trains on "
+            f"{config.train_split}: name a teacher of the same split"
+        )
     return found
 
 

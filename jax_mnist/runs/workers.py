@@ -68,7 +68,8 @@ def train_on_every_core(
                 stop.set()  # workers that still train save a checkpoint
                 pool.shutdown(cancel_futures=True)
         if received:
-            raise StoppedError("stopped and saved; run the same command again", received[0])
+            message = "stopped and saved; run the same command again to resume"
+            raise StoppedError(message, received[0])
 
 
 def _prepare_data(runs: Sequence[Run]) -> None:

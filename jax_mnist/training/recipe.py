@@ -149,9 +149,9 @@ def _check_parts(config: ConfigDict, parts: Parts, spread: bool) -> None:
     if spread and parts.model is not None:  # its norms may not average over devices
         wrong = "a network of your own cannot spread a batch: set config.data_devices to 1"
     elif config.dropout > 0 and not isinstance(parts.model, cnn.CNN | None):
-        wrong = "config.dropout is of this package's CNN: use nn.Dropout in a network of your own"
+        wrong = "config.dropout works only with this package's CNN: use nn.Dropout in your own"
     elif config.label_smoothing > 0 and parts.loss is not None:
-        wrong = "config.label_smoothing is of cross entropy: smooth the labels in your own loss"
+        wrong = "config.label_smoothing works only with cross entropy, not with your own loss"
     if wrong:
         raise ConfigError(wrong)
 

@@ -57,6 +57,9 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(teach
     record = history.load(tmp_path / "other" / "history.pkl")
     record["normalization"]["mean"] = 0.5
     history.save(tmp_path / "other" / "history.pkl", record)
-    with pytest.raises(ConfigError, match="other was trained on other images"):
+    with pytest.raises(ConfigError, match="other was trained with other constants of norm"):
         runs.train(student(tmp_path / "other"), tmp_path / "run")
+    # It may know the images that this student is validated on.
+    with pytest.raises(ConfigError, match=r"on train\[:300\], and this run trains on train\[:200"):
+        runs.train(student(teacher, train_split="train[:200]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

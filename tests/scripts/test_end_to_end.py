@@ -134,8 +134,12 @@ def test_a_plan_is_made_from_the_finished_runs(tmp_path):
     assert [row.split()[0] for row in rows] == ["gbn", "l1", "l2"]
     text = " ".join(planned.stdout.split())
     assert "differ from bn" in text and "by 0.05 percentage points" in text
+    two = script("study.py", "--workdir=s", "--plan=0.05", "bn", "configs/l1.py", cwd=tmp_path)
+    assert "seeds if one of 1" in two.stdout and "l2" not in two.stdout
+    other = script("study.py", "--workdir=s", "--plan=0.05", "bn", "best", cwd=tmp_path)
+    assert other.returncode == 2 and "s holds no finished run of best" in other.stderr
     nothing = script("study.py", "--plan=0.05", cwd=tmp_path)
-    assert nothing.returncode == 2 and "runs/study: no records" in nothing.stderr
+    assert nothing.returncode == 2 and "runs/study holds no finished runs" in nothing.stderr
 
 
 def start_study(folder, *arguments):
@@ -163,7 +167,8 @@ def test_a_study_that_is_stopped_saves_and_resumes(tmp_path):
     begun = len(list(tmp_path.glob("runs/study/bn/*/checkpoints")))
     assert begun <= len(workers.cores(9)), "runs that waited in the queue were begun"
     assert process.returncode == 143, errors
-    assert errors.splitlines()[-1] == "study.py: stopped and saved; run the same command again"
+    message = "stopped and saved; run the same command again to resume"
+    assert errors.splitlines()[-1] == f"study.py: {message}"
     assert not list(tmp_path.rglob("history.pkl"))
     shorten(tmp_path)
     again = script(
