@@ -1,4 +1,4 @@
-"""The strongest recipe known for this network."""
+"""The recipe that was most accurate on held-out images."""
 
 from ml_collections import ConfigDict
 

@@ -108,7 +108,7 @@ FIELDS = (
     Field(
         "final_rate",
         0.0,
-        "What the fall of `cosine` and `one_cycle` ends at, as a share of the peak.",
+        "Final learning rate of `cosine` and `one_cycle`, as a share of the peak.",
         Range(0, 1),
         per_replica=True,
     ),
@@ -146,7 +146,7 @@ FIELDS = (
     Field(
         "dropout_position",
         "last",
-        "Whether to drop inputs of the layer after the max-pool, or of the last layer.",
+        "What is dropped: inputs of the layer after the max-pool, or of the last layer.",
         ("max-pool", "last"),
     ),
     Field(
@@ -169,7 +169,7 @@ FIELDS = (
     Field(
         "distillation",
         0.0,
-        "Weight of the part of the loss that compares with the teachers, of 1.",
+        "Share of the loss that compares with the teachers.",
         Range(0, 1),
         per_replica=True,
         optional=True,

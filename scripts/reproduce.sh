@@ -15,8 +15,8 @@ them to repeat it. If interrupted, run the same command again to resume.
 step           time on two cores   results
 choice         15 minutes          choice.md, learning rates and decays on held-out images
 study          4 hours             study/report.md, eight variants with ten seeds
-strengths      2 hours             strengths.md, strengths of more regularisers on held-out images
-regularizers   5 hours             regularizers/report.md, more regularisers with ten seeds
+strengths      3 hours             strengths.md, strengths of more regularisers on held-out images
+regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
 best           60 minutes          best.md, what was tried on held-out images to improve best
 recipes        30 minutes          recipes/report.md, two recipes with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds

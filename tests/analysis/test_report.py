@@ -289,7 +289,11 @@ def test_sentences_follow_the_numbers():
     text = report.text(study(names=("bn", "l1")))
     assert "over the last 3 epochs" in text and "corrected" not in text
     text = report.text([make_record(accuracies=(0.97,), seed=seed) for seed in range(2)])
-    assert "spread" not in text and "largest drop" not in text and "2 runs: 1 variant, seeds 0, 1." in text
+    assert (
+        "spread" not in text
+        and "largest drop" not in text
+        and "2 runs: 1 variant, seeds 0, 1." in text
+    )
     assert "over the last 5 epochs" in report.text([make_record(accuracies=(0.9,) * 7)])
 
 
