@@ -1,0 +1,116 @@
+"""The tables of docs/results.md are those of the runs that are committed beside it."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_mnist.analysis import statistics
+
+DOCS = Path(__file__).parents[1] / "docs"
+COMMITTED = [*(DOCS / "sweeps").glob("*.csv"), DOCS / "parity.csv", DOCS / "regularizers.csv"]
+
+
+def rows(path):
+    with open(DOCS / path, newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def accuracies(*paths):
+    """The accuracy in per cent of each variant and seed."""
+    found = {}
+    for path in paths:
+        for row in rows(path):
+            runs = found.setdefault(row["variant"], {})
+            runs[int(row["seed"])] = float(row["accuracy_percent"])
+    return found
+
+
+def numbers(*cells):
+    """The numbers in some cells, whose minus signs are typeset."""
+    found = re.findall(r"[-+]?\d+\.\d+", " ".join(cells).replace("\N{MINUS SIGN}", "-"))
+    return [*map(float, found)]
+
+
+def rounded(*values):
+    """Values to compare with what is shown to three digits."""
+    return pytest.approx(values, abs=5.1e-4)
+
+
+def mean(runs):
+    return np.mean([*runs.values()])
+
+
+def table(words):
+    """The cells of the first table after some words, row by row, without markup."""
+    _, _, text = (DOCS / "results.md").read_text().partition(words)
+    lines = iter(text.splitlines())
+    found = []
+    for line in lines:
+        if line.startswith("|"):
+            cells = line.replace("**", "").replace("`", "").split("|")[1:-1]
+            found.append([cell.strip() for cell in cells])
+        elif found:
+            break
+    return found[2:]
+
+
+def results(variants, baseline):
+    """By name, what is shown of a variant: its mean, and its difference, interval and p."""
+    others = [name for name in variants if name != baseline]
+    found = {baseline: ()} | statistics.differences(variants, float, others, baseline)
+    return {name: rounded(mean(variants[name]), *of) for name, of in found.items()}
+
+
+def test_what_more_regularisers_do_is_the_difference_of_their_runs():
+    found = accuracies("regularizers.csv")
+    shown = table("The study that compares these seven")
+    assert {name: numbers(*cells) for name, *cells in shown} == results(found, "gbn_l2")
+
+
+def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
+    fields = {
+        "label smoothing": "label_smoothing",
+        "dropout of channels before the last layer": "dropout",
+        "sharpness-aware minimisation": "sam",
+        "average of the weights": "ema",
+        "cutout, pixels": "cutout",
+        "elastic deformation, pixels": "elastic",
+        "mixup": "mixup",
+    }
+    base = "label_smoothing=0.0"
+    found = accuracies(*(f"sweeps/{field}.csv" for field in fields.values()))
+    (_, _, *nothing), *others = table("## More regularisers: their strengths")
+    shown, field = {base: numbers(*nothing)}, ""
+    for name, strength, *cells in others:
+        field = fields[name] if name else field
+        shown[f"{field}={float(strength)}"] = numbers(*cells)
+    assert shown == results(found, base)
+
+
+def test_what_was_tried_on_the_best_recipe():
+    found = accuracies("sweeps/best.csv")
+    shown = table("What has been tried since")
+    each = [numbers(cells[1]) for cells in shown]
+    assert all([*runs.values()] in each for runs in found.values())
+    for values, (_, _, average, _) in zip(each, shown, strict=True):
+        assert not average or numbers(average) == rounded(np.mean(values))
+
+
+def test_recomputed_statistics_change_the_accuracies_by_the_differences_of_the_runs():
+    found = {}
+    for row in rows("sweeps/recompute_stats.csv"):
+        change = float(row["recomputed"]) - float(row["accuracy_percent"])
+        found.setdefault(row["run"].rpartition("/")[2], []).append(change)
+    changes = {name: np.mean(values) for name, values in found.items()}
+    shown = numbers(*(change for _, change, _ in table("### Statistics of the norms")))
+    assert sorted(shown) == rounded(*sorted(changes.values()))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_committed_runs_are_linked(path):
+    folder = path.parent.relative_to(DOCS)
+    text = (DOCS / "results.md").read_text()
+    assert f"]({path.relative_to(DOCS)})" in text or f"]({folder})" in text
