@@ -52,8 +52,7 @@ class Comparison:
         beside: Mapping[str, Sequence[Record]] | None = None,
     ) -> None:
         self.beside = {name: Comparison(others) for name, others in (beside or {}).items()}
-        # Records of an earlier version lack the fields that were added since.
-        records = [{**r, "config": with_defaults(r["config"])} for r in records]
+        records = _with_the_same_fields(records)
         self.all_variants = statistics.by_variant(records)
         self.variants = statistics.without_diverged(self.all_variants)
         if not self.variants:
@@ -128,6 +127,13 @@ class Comparison:
         own = [f for f in self.varied if name == self.baseline or values.get(f) != base.get(f)]
         text = ", ".join(_setting(f, values.get(f)) for f in own)
         return f"baseline: {text}" if name == self.baseline and text else text
+
+
+def _with_the_same_fields(records: Sequence[Record]) -> list[Record]:
+    """Adds defaults of fields that others have: records of earlier versions lack later fields."""
+    known = {field for record in records for field in record["config"]}
+    completed = ((r, with_defaults(r["config"])) for r in records)
+    return [{**r, "config": {f: c[f] for f in c if f in known}} for r, c in completed]
 
 
 def field_name(field: str) -> str:
