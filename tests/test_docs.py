@@ -11,9 +11,10 @@ import tomllib
 from pathlib import Path
 
 import jax
+import modules
 import numpy as np
 import pytest
-from absl import app, flags
+from absl import app
 
 from jax_mnist import config
 from jax_mnist.nn import cnn
@@ -60,20 +61,14 @@ def call(script, *arguments, only_parse=False):
         parse_args(parser)
         raise SystemExit(0)
 
-    known = set(flags.FLAGS)
-    with pytest.MonkeyPatch.context() as patch:
+    with modules.as_a_script() as patch:
         patch.setattr(app, "run", run)
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_exit)
         patch.setattr(sys, "argv", [script, *arguments])
-        patch.syspath_prepend(ROOT / "scripts")
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             assert not end.code, f"{script} {shlex.join(arguments)}"
-        finally:
-            for name in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
 
 
 @pytest.fixture(scope="module")

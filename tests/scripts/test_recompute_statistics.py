@@ -19,7 +19,6 @@ from jax_mnist.nn.operations import PLAIN
 from jax_mnist.training import recipe
 from jax_mnist.training.augment import MNIST
 
-sys.path.insert(0, str(modules.ROOT / "scripts"))  # as Python does for a script
 script = modules.load("scripts/recompute_statistics.py")
 
 

@@ -1,11 +1,8 @@
 """How a sweep ranks."""
 
-import sys
-
 import modules
 from records import diverged, of_variants
 
-sys.path.insert(0, str(modules.ROOT / "scripts"))  # as Python does for a script
 script = modules.load("scripts/sweep.py")
 
 
