@@ -10,7 +10,7 @@ import pytest
 from jax_mnist.analysis import statistics
 
 DOCS = Path(__file__).parents[1] / "docs"
-COMMITTED = [*(DOCS / "sweeps").glob("*.csv"), DOCS / "parity.csv", DOCS / "regularizers.csv"]
+COMMITTED = [*(DOCS / "sweeps").glob("*.csv"), DOCS / "parity.csv", *DOCS.glob("*/results.csv")]
 
 
 def rows(path):
@@ -65,9 +65,9 @@ def results(variants, baseline):
 
 
 def test_what_more_regularisers_do_is_the_difference_of_their_runs():
-    found = accuracies("regularizers.csv")
-    shown = table("The study that compares these seven")
-    assert {name: numbers(*cells) for name, *cells in shown} == results(found, "gbn_l2")
+    found = accuracies("regularizers/results.csv")
+    shown = table("## More regularisers, ten seeds")
+    assert {name: numbers(*cells) for name, *cells, _ in shown} == results(found, "gbn_l2")
 
 
 def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
@@ -82,7 +82,7 @@ def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
     }
     base = "label_smoothing=0.0"
     found = accuracies(*(f"sweeps/{field}.csv" for field in fields.values()))
-    (_, _, *nothing), *others = table("## More regularisers: their strengths")
+    (_, _, *nothing), *others = table("### More regularisers: their strengths")
     shown, field = {base: numbers(*nothing)}, ""
     for name, strength, *cells in others:
         field = fields[name] if name else field
