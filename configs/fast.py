@@ -7,7 +7,7 @@ from jax_mnist.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.epochs = 12
+    config.epochs = 8
     config.batch_size = 64
     config.norm = "ghost"
     config.l2 = 1e-4

@@ -18,6 +18,7 @@ study          4 hours             study/report.md, eight variants with ten seed
 strengths      3 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
 best           60 minutes          best.md, what was tried on held-out images to improve best
+fast           60 minutes          fast.md, how few epochs and seconds suffice
 recipes        30 minutes          recipes/report.md, two recipes with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe in PyTorch, which it needs
@@ -33,8 +34,8 @@ END
 }
 
 steps=(
-    choice study strengths regularizers best recipes fashion parity benchmark scale communication
-    layer statistics
+    choice study strengths regularizers best fast recipes fashion parity benchmark scale
+    communication layer statistics
 )
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
@@ -76,9 +77,31 @@ strengths() {
         python scripts/sweep.py gbn_l2 --vary "$values" --replicas=3 \
             --workdir="$out/strengths/${values%%=*}"
     done
-    python scripts/sweep.py fast --vary epochs=2,3,4 --replicas=3 --workdir="$out/strengths/fast"
     python scripts/recompute_statistics.py "$out"/strengths/*/*=*/ \
         >"$out/strengths/recompute_stats.csv"
+}
+
+vary_fast() {
+    local name=$1
+    shift
+    python scripts/sweep.py fast --replicas=3 --workdir="$out/fast/$name" "$@"
+}
+
+fast() {
+    local values epochs
+    vary_fast epochs --vary epochs=2,3,4
+    for values in learning_rate=0.1,0.4 batch_size=32,128 rotation=0,3 ema=0.99,0.995 norm=batch; do
+        vary_fast "3_${values%%=*}" --vary "$values" --config.epochs=3
+    done
+    vary_fast 3_muon --vary optimizer=muon --vary learning_rate=0.01,0.03,0.1 --config.epochs=3
+    vary_fast 2 --vary ema=0.98,0.99 --vary rotation=0,7 --config.epochs=2 \
+        --config.learning_rate=0.1
+    vary_fast 8 --vary ema=0.99,0.998 --vary learning_rate=0.1,0.2 --config.epochs=8
+    python scripts/recompute_statistics.py "$out"/fast/epochs/*=*/ >"$out/fast/recompute_stats.csv"
+    for epochs in 2 3 8; do
+        python scripts/study.py fast --seeds=5 --config.epochs="$epochs" \
+            --workdir="$out/fast/test_$epochs"
+    done
 }
 
 best() {
@@ -103,6 +126,7 @@ run_step() {
         study) python scripts/study.py --seeds=10 --workdir="$out/study" ;;
         strengths) print_to "$file" strengths ;;
         best) print_to "$file" best ;;
+        fast) print_to "$file" fast ;;
         regularizers)
             python scripts/study.py bn gbn_l2 label_smoothing dropout sam ema cutout elastic mixup \
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
@@ -134,7 +158,7 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | strengths | regularizers | best | recipes | benchmark) ;;
+        choice | study | strengths | regularizers | best | fast | recipes | benchmark) ;;
         scale | communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||

@@ -10,7 +10,7 @@ import pytest
 from jax_mnist.analysis import statistics
 
 DOCS = Path(__file__).parents[1] / "docs"
-COMMITTED = [*(DOCS / "sweeps").glob("*.csv"), DOCS / "parity.csv", *DOCS.glob("*/results.csv")]
+COMMITTED = [*DOCS.glob("sweeps/*.csv"), *DOCS.glob("*.csv"), *DOCS.glob("*/results.csv")]
 
 
 def rows(path):
@@ -97,6 +97,25 @@ def test_what_was_tried_on_the_best_recipe():
     assert all([*runs.values()] in each for runs in found.values())
     for values, (_, _, average, _) in zip(each, shown, strict=True):
         assert not average or numbers(average) == rounded(np.mean(values))
+
+
+def test_few_epochs_reach_the_means_of_their_runs():
+    held_out = accuracies("sweeps/fast.csv") | {
+        "epochs=8": accuracies("sweeps/fast_8.csv")["ema=0.998,learning_rate=0.2"]
+    }
+    tested = accuracies("fast.csv")
+    for epochs, of_held_out, *of_tested, _ in table("### Few epochs"):
+        name = f"epochs={epochs}"
+        assert numbers(of_held_out) == rounded(mean(held_out[name]))
+        runs = [*tested.get(name, {}).values()]
+        expected = statistics.mean_interval(runs)[:3] if runs else ()
+        assert numbers(*of_tested) == rounded(*expected)
+
+
+def test_what_was_tried_with_three_epochs():
+    found = accuracies("sweeps/fast_3.csv")
+    shown = numbers(*(cell for _, cell in table("With three epochs, where")))
+    assert sorted(shown) == rounded(*sorted(map(mean, found.values())))
 
 
 def test_recomputed_statistics_change_the_accuracies_by_the_differences_of_the_runs():
