@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, several hours
+bash scripts/reproduce.sh FOLDER              # every step, about 20 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -18,10 +18,10 @@ study          4 hours             study/report.md, eight variants with ten seed
 strengths      3 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
 best           60 minutes          best.md, what was tried on held-out images to improve best
-fast           60 minutes          fast.md, how few epochs and seconds suffice
-recipes        30 minutes          recipes/report.md, two recipes with five seeds
+fast           90 minutes          fast.md, how few epochs and seconds suffice
+recipes        20 minutes          recipes/report.md, the recipe best with five seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
-parity         30 minutes          parity.md, the same recipe in PyTorch, which it needs
+parity         30 minutes          parity.md, the same recipe here and in PyTorch, which it needs
 benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
 scale          10 minutes          scale.md, growth with batch size, ghost size and replicas
 communication  2 minutes           communication.md, what devices communicate in a step
@@ -87,6 +87,13 @@ vary_fast() {
     python scripts/sweep.py fast --replicas=3 --workdir="$out/fast/$name" "$@"
 }
 
+test_fast() {
+    local epochs=$1
+    shift
+    python scripts/study.py fast --seeds=5 --config.epochs="$epochs" \
+        --workdir="$out/fast/test_$epochs" "$@"
+}
+
 fast() {
     local values epochs
     vary_fast epochs --vary epochs=2,3,4
@@ -94,13 +101,15 @@ fast() {
         vary_fast "3_${values%%=*}" --vary "$values" --config.epochs=3
     done
     vary_fast 3_muon --vary optimizer=muon --vary learning_rate=0.01,0.03,0.1 --config.epochs=3
+    vary_fast 1 --vary ema=0,0.98,0.99 --vary batch_size=32,64 --vary learning_rate=0.1,0.2 \
+        --config.epochs=1
     vary_fast 2 --vary ema=0.98,0.99 --vary rotation=0,7 --config.epochs=2 \
         --config.learning_rate=0.1
     vary_fast 8 --vary ema=0.99,0.998 --vary learning_rate=0.1,0.2 --config.epochs=8
     python scripts/recompute_statistics.py "$out"/fast/epochs/*=*/ >"$out/fast/recompute_stats.csv"
+    test_fast 1 --config.ema=0
     for epochs in 2 3 8; do
-        python scripts/study.py fast --seeds=5 --config.epochs="$epochs" \
-            --workdir="$out/fast/test_$epochs"
+        test_fast "$epochs"
     done
 }
 
@@ -131,10 +140,7 @@ run_step() {
             python scripts/study.py bn gbn_l2 label_smoothing dropout sam ema cutout elastic mixup \
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
             ;;
-        recipes)
-            python scripts/study.py configs/fast.py configs/best.py --seeds=5 \
-                --workdir="$out/recipes"
-            ;;
+        recipes) python scripts/study.py best --seeds=5 --workdir="$out/recipes" ;;
         fashion)
             python scripts/study.py configs/bn.py configs/l2.py configs/gbn.py --seeds=3 \
                 --config.epochs=10 --config.dataset="$fashion" --workdir="$out/fashion"

@@ -118,7 +118,7 @@ def _explanation(study: Comparison, epochs: int) -> str:
         "machine. "
         "Intervals are 95 % intervals over seeds (Student's t). They cover the randomness of a "
         "seed, which determines initialisation, data order and augmentation, on these images; "
-        "other images would shift all variants together."
+        "other images would change the accuracies, mostly together, and the differences too."
     )
     return " ".join(sentences)
 
