@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, about 20 hours
+bash scripts/reproduce.sh FOLDER              # every step, about 28 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -15,6 +15,8 @@ them to repeat it. If interrupted, run the same command again to resume.
 step           time on two cores   results
 choice         15 minutes          choice.md, learning rates and decays on held-out images
 study          4 hours             study/report.md, eight variants with ten seeds
+plain_rate     60 minutes          plain_rate.md, learning rates of a plain recipe, held out
+plain          8 hours             plain/report.md, the eight variants by it, beside study
 strengths      3 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
 best           60 minutes          best.md, what was tried on held-out images to improve best
@@ -34,9 +36,10 @@ END
 }
 
 steps=(
-    choice study strengths regularizers best fast recipes fashion parity benchmark scale
-    communication layer statistics
+    choice study plain_rate plain strengths regularizers best fast recipes fashion parity
+    benchmark scale communication layer statistics
 )
+plain_recipe=(--config.schedule=constant --config.nesterov=False --config.epochs=25)
 fashion=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 
 fail() {
@@ -47,7 +50,7 @@ fail() {
 # The file that a step writes last, so that it marks the step as finished.
 results() {
     case $1 in
-        study | regularizers | recipes | fashion) echo "$out/$1/report.html" ;;
+        study | plain | regularizers | recipes | fashion) echo "$out/$1/report.html" ;;
         *) echo "$out/$1.md" ;;
     esac
 }
@@ -114,12 +117,12 @@ fast() {
 }
 
 best() {
-    local plain="$out/best/final_rate/final_rate=0.0"
+    local unchanged="$out/best/final_rate/final_rate=0.0"
     python scripts/sweep.py best --vary final_rate=0,0.05 --replicas=3 \
         --workdir="$out/best/final_rate"
     python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
-        --config.teacher="$plain" --replicas=3 --workdir="$out/best/distillation"
-    python scripts/recompute_statistics.py "$plain" >"$out/best/recompute_stats.csv"
+        --config.teacher="$unchanged" --replicas=3 --workdir="$out/best/distillation"
+    python scripts/recompute_statistics.py "$unchanged" >"$out/best/recompute_stats.csv"
 }
 
 benchmark() {
@@ -133,6 +136,14 @@ run_step() {
     case $1 in
         choice) print_to "$file" choice ;;
         study) python scripts/study.py --seeds=10 --workdir="$out/study" ;;
+        plain_rate)
+            print_to "$file" python scripts/sweep.py bn --vary learning_rate=0.01,0.03,0.1 \
+                --replicas=3 "${plain_recipe[@]}" --workdir="$out/plain_rate"
+            ;;
+        plain)
+            python scripts/study.py --seeds=10 "${plain_recipe[@]}" --config.learning_rate=0.03 \
+                --beside="$out/study" --workdir="$out/plain"
+            ;;
         strengths) print_to "$file" strengths ;;
         best) print_to "$file" best ;;
         fast) print_to "$file" fast ;;
@@ -164,8 +175,8 @@ shift
 (($#)) || set -- "${steps[@]}"
 for step in "$@"; do
     case $step in
-        choice | study | strengths | regularizers | best | fast | recipes | benchmark) ;;
-        scale | communication | layer | statistics) ;;
+        choice | study | plain_rate | plain | strengths | regularizers | best | fast | recipes) ;;
+        benchmark | scale | communication | layer | statistics) ;;
         fashion)
             [[ -d $fashion || -e $folder/fashion/report.html ]] ||
                 fail "fashion needs Debian's package dataset-fashion-mnist, or FASHION_MNIST=FOLDER"
