@@ -90,6 +90,15 @@ def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
     assert shown == results(found, base)
 
 
+def test_the_rates_of_the_plain_recipe():
+    found = accuracies("sweeps/plain_rate.csv")
+    for rate, by_seed, average in table("## A plain recipe"):
+        runs = found.pop(f"learning_rate={rate}")
+        assert numbers(by_seed) == [*runs.values()]
+        assert numbers(average) == rounded(mean(runs))
+    assert not found
+
+
 def test_what_was_tried_on_the_best_recipe():
     found = accuracies("sweeps/best.csv")
     shown = table("Nor did what has been tried")
