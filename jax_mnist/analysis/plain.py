@@ -14,7 +14,7 @@ from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 
 COLUMNS = ("variant", "seed", "accuracy_percent", "loss", "errors", "best_accuracy_percent",
-           "best_epoch", "diverged", "seconds")  # fmt: skip
+           "best_epoch", "spread_pp", "largest_drop_pp", "diverged", "seconds")  # fmt: skip
 _WIDTH = 80
 
 
@@ -107,6 +107,8 @@ def results_csv(records: Sequence[Record]) -> str:
                 run.errors(record),
                 f"{100 * best.best_accuracy:.6g}",
                 best.best_epoch,
+                f"{run.spread(record):.6g}",
+                f"{run.largest_drop(record):.6g}",
                 int(history.has_diverged(record)),
                 f"{run.seconds(record):.1f}",
             ])  # fmt: skip

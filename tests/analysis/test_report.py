@@ -60,9 +60,11 @@ def test_the_runs_are_written_for_other_programs(written):
     assert (line["errors"], line["best_epoch"], line["diverged"]) == ("6", "3", "0")
     assert line["best_accuracy_percent"] == line["accuracy_percent"]
     assert line["seconds"] == "37.5"
-    lines = plain.results_csv([make_record("=1+1"), diverged('-a, "b"', 3)]).splitlines()
+    rough = make_record("=1+1", accuracies=(0.9, 0.8, 0.99))
+    lines = plain.results_csv([rough, diverged('-a, "b"', 3)]).splitlines()
     assert lines[1].startswith("'=1+1,0,99,")
-    assert lines[2].startswith('"\'-a, ""b""",3,9.8,') and lines[2].endswith(",1,12.5")
+    assert lines[1].endswith(",7.7603,10,0,37.5")  # spread and largest drop
+    assert lines[2].startswith('"\'-a, ""b""",3,9.8,') and lines[2].endswith(",90,90,1,12.5")
 
 
 def test_verdicts_are_those_of_the_rule(written):
