@@ -99,6 +99,17 @@ def test_the_rates_of_the_plain_recipe():
     assert not found
 
 
+def test_the_variants_by_the_plain_recipe():
+    found = accuracies("plain/results.csv")
+    shown = table("With this rate all eight variants")
+    assert {name: numbers(*cells[:-2]) for name, *cells in shown} == results(found, "bn")
+    for name, *_, spread, largest_drop in shown:
+        runs = [row for row in rows("plain/results.csv") if row["variant"] == name]
+        assert numbers(spread) == rounded(np.mean([float(run["spread_pp"]) for run in runs]))
+        drop = np.mean([float(run["largest_drop_pp"]) for run in runs])
+        assert float(largest_drop) == pytest.approx(drop, abs=5.1e-3)
+
+
 def test_what_was_tried_on_the_best_recipe():
     found = accuracies("sweeps/best.csv")
     shown = table("Nor did what has been tried")
