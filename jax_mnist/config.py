@@ -108,7 +108,7 @@ FIELDS = (
     Field(
         "final_rate",
         0.0,
-        "Final learning rate of `cosine` and `one_cycle`, as a share of the peak; 0 for their own.",
+        "`cosine` and `one_cycle` end at this share of the peak; 0 leaves them as they are.",
         Range(0, 1),
         per_replica=True,
     ),
