@@ -1,13 +1,14 @@
 """Those tables of docs/results.md whose runs are committed beside it are of these runs."""
 
 import csv
+import operator
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jax_mnist.analysis import statistics
+from jax_mnist.analysis import claims, statistics
 
 DOCS = Path(__file__).parents[1] / "docs"
 COMMITTED = [*DOCS.glob("sweeps/*.csv"), *DOCS.glob("*.csv"), *DOCS.glob("*/results.csv")]
@@ -29,9 +30,9 @@ def accuracies(*paths, column="accuracy_percent"):
 
 
 def numbers(*cells):
-    """The numbers in some cells, whose minus signs are typeset."""
-    found = re.findall(r"[-+]?\d+\.\d+", " ".join(cells).replace("\N{MINUS SIGN}", "-"))
-    return [*map(float, found)]
+    """The numbers in some cells, with <0.001 in the middle of its range."""
+    text = " ".join(cells).replace("\N{MINUS SIGN}", "-").replace("<0.001", "0.0005")
+    return [*map(float, re.findall(r"[-+]?\d+\.\d+", text))]
 
 
 def rounded(*values):
@@ -108,6 +109,23 @@ def test_the_variants_by_the_plain_recipe():
     for name, *_, spread, largest_drop in shown:
         assert numbers(spread) == rounded(mean(spreads[name]))
         assert float(largest_drop) == pytest.approx(mean(drops[name]), abs=5.1e-3)
+
+
+def test_the_claims_by_the_plain_recipe():
+    columns = {
+        "accuracy": "accuracy_percent",
+        "spread": "spread_pp",
+        "largest drop": "largest_drop_pp",
+    }
+    shown = {claim: cells for claim, *cells in table("The original's claims, judged by")}
+    for claim in claims.CLAIMS:
+        found = accuracies("plain/results.csv", column=columns[claim.measured])
+        direction = operator.neg if claim.more else operator.pos  # the rival comes first
+        rivals = [v for v in claim.rivals if v not in (claim.subject, *claim.exempt)]
+        effects = statistics.differences(found, direction, rivals, claim.subject)
+        _, verdict, rival, *effect = shown[claim.text]
+        assert verdict == claims.verdict([*effects.values()])
+        assert numbers(*effect) == rounded(*effects[rival])
 
 
 def test_what_was_tried_on_the_best_recipe():
