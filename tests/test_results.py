@@ -1,7 +1,6 @@
 """Those tables of docs/results.md whose runs are committed beside it are of these runs."""
 
 import csv
-import operator
 import re
 from pathlib import Path
 
@@ -120,12 +119,10 @@ def test_the_claims_by_the_plain_recipe():
     shown = {claim: cells for claim, *cells in table("The original's claims, judged by")}
     for claim in claims.CLAIMS:
         found = accuracies("plain/results.csv", column=columns[claim.measured])
-        direction = operator.neg if claim.more else operator.pos  # the rival comes first
-        rivals = [v for v in claim.rivals if v not in (claim.subject, *claim.exempt)]
-        effects = statistics.differences(found, direction, rivals, claim.subject)
+        judged = claims.judge_claim(claim._replace(measure=float), found)
         _, verdict, rival, *effect = shown[claim.text]
-        assert verdict == claims.verdict([*effects.values()])
-        assert numbers(*effect) == rounded(*effects[rival])
+        assert (verdict, rival) == (judged.verdict, judged.rival)
+        assert numbers(*effect) == rounded(*judged.effect)
 
 
 def test_what_was_tried_on_the_best_recipe():

@@ -96,9 +96,7 @@ def judge(variants: Variants) -> list[Verdict]:
     Args:
       variants: All runs, including those that diverged.
     """
-    verdicts = [
-        _judged(claim.text, claim.measured, "pp", _effects(claim, variants)) for claim in CLAIMS
-    ]
+    verdicts = [judge_claim(claim, variants) for claim in CLAIMS]
     errors = _errors_between(statistics.without_diverged(variants))
     others = sorted(errors.keys() - set(CONFUSED_PAIRS))
     for pair in CONFUSED_PAIRS:
@@ -111,6 +109,11 @@ def judge(variants: Variants) -> list[Verdict]:
         effects = statistics.holm(effects)
         verdicts.append(_judged(text, "errors between them", "images", effects))
     return verdicts
+
+
+def judge_claim(claim: Claim, variants: Variants) -> Verdict:
+    """Judges one claim about variants, as `judge` does."""
+    return _judged(claim.text, claim.measured, "pp", _effects(claim, variants))
 
 
 def judge_more_regularizers(variants: Variants) -> Verdict | None:
