@@ -306,7 +306,8 @@ def table(results, reference):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def main():
+def parse():
+    """The arguments; those without a help text are for the contestants' processes."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.RawTextHelpFormatter
     )
@@ -326,38 +327,41 @@ def main():
     arguments = parser.parse_args()
     if arguments.rounds < 1 or not 1 <= arguments.steps <= 60_000 // BATCH:
         parser.error(f"--rounds must be at least 1, --steps from 1 to {60_000 // BATCH}")
-    if arguments.worker:
-        if arguments.core is not None:  # before anything counts the cores
-            os.sched_setaffinity(0, {arguments.core})
-        work(arguments.worker, arguments.steps, arguments.data)
-        return
+    return arguments
 
+
+def save_data(folder):
+    """Writes the arrays that the PyTorch contestants read."""
     from jax_mnist.data import datasets
 
-    with tempfile.TemporaryDirectory() as folder:
-        for split in ("train", "test"):
-            data = datasets.load("mnist", split)
-            np.save(Path(folder) / f"{split}_images.npy", data.images)
-            np.save(Path(folder) / f"{split}_labels.npy", data.labels)
-        report = {"cores": os.cpu_count(), "versions": versions(), "steps": arguments.steps}
-        if arguments.scale:
-            reference, results = "batch 128", {}
-            for name in SCALE:
-                results |= measure([name], arguments.steps, arguments.rounds, folder)
-        else:
-            reference = "jax_mnist, bn"
-            torch_there = importlib.util.find_spec("torch") is not None
-            names = [n for n in CONTESTANTS if torch_there or not n.startswith("torch")]
-            cores = sorted(os.sched_getaffinity(0)) if arguments.study else (None,)
-            results = measure(names, arguments.steps, arguments.rounds, folder, cores)
-            for name, seconds in second_start(names, arguments.steps, folder, cores).items():
-                results[name]["again_seconds"] = seconds
-            missing = {"missing": "missing: pip install -e '.[benchmark]'"}
-            results |= {n: missing for n in CONTESTANTS if n not in names}
-        report |= {"results": results, "ceilings": ceilings(), "floor_per_image": floor()}
-    if arguments.json:
-        print(json.dumps(report))
-        return
+    for split in ("train", "test"):
+        data = datasets.load("mnist", split)
+        np.save(Path(folder) / f"{split}_images.npy", data.images)
+        np.save(Path(folder) / f"{split}_labels.npy", data.labels)
+
+
+def compare(steps, rounds, folder, cores):
+    """Results of all contestants, alternating; those that are not installed are said to be so."""
+    torch_there = importlib.util.find_spec("torch") is not None
+    names = [n for n in CONTESTANTS if torch_there or not n.startswith("torch")]
+    results = measure(names, steps, rounds, folder, cores)
+    for name, seconds in second_start(names, steps, folder, cores).items():
+        results[name]["again_seconds"] = seconds
+    missing = {"missing": "missing: pip install -e '.[benchmark]'"}
+    return results | {n: missing for n in CONTESTANTS if n not in names}
+
+
+def grow(steps, rounds, folder):
+    """Results of batch sizes, ghost sizes and replicas, each measured alone."""
+    results = {}
+    for name in SCALE:
+        results |= measure([name], steps, rounds, folder)
+    return results
+
+
+def show(report, reference):
+    """Prints the table, and how far the reference is from what the machine can do."""
+    results = report["results"]
     print(table(results, reference))
     seconds = statistics.median(results[reference]["epoch_seconds"])
     need, most = report["floor_per_image"], report["ceilings"]
@@ -369,6 +373,29 @@ def main():
         f"(an image costs {need['operations'] / 1e6:.2f} MFLOP and {need['bytes'] / 1e3:.0f} kB).\n"
         f"{report['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     )
+
+
+def main():
+    arguments = parse()
+    steps, rounds = arguments.steps, arguments.rounds
+    if arguments.worker:
+        if arguments.core is not None:  # before anything counts the cores
+            os.sched_setaffinity(0, {arguments.core})
+        work(arguments.worker, steps, arguments.data)
+        return
+    report = {"cores": os.cpu_count(), "versions": versions(), "steps": steps}
+    with tempfile.TemporaryDirectory() as folder:
+        save_data(folder)
+        if arguments.scale:
+            reference, results = "batch 128", grow(steps, rounds, folder)
+        else:
+            cores = sorted(os.sched_getaffinity(0)) if arguments.study else (None,)
+            reference, results = "jax_mnist, bn", compare(steps, rounds, folder, cores)
+        report |= {"results": results, "ceilings": ceilings(), "floor_per_image": floor()}
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        show(report, reference)
 
 
 if __name__ == "__main__":
