@@ -76,8 +76,9 @@ def bands(variants: Variants, metric: drawing.Metric, title: str) -> Figure:
         axes.set_xlabel("epoch", fontsize=10)
         axes.tick_params(labelbottom=True)
     _scale(panels[0], intervals, metric)  # all panels share its axes
-    labels = ["mean over seeds, with its last value", "95 % interval", "means of the others"]
-    figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=9)
+    labels = ["mean over seeds, with its last value", "95 % interval"]
+    labels += ["means of the others"] * (len(variants) > 1)
+    figure.legend(lines[: len(labels)], labels, loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle(title)
     figure.supylabel(metric.label, fontsize=11)
     return figure

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 from records import diverged, make_record
 
-from jax_mnist.analysis import drawing, mistakes, plots, study_plots
+from jax_mnist.analysis import drawing, mistakes, plots, statistics, study_plots
 from jax_mnist.runs import history
 
 accuracy = functools.partial(plots.curves, metric=drawing.ACCURACY)
@@ -172,6 +172,14 @@ def test_the_legend_names_all_variants_by_their_result(draw, last):
     records = eight()
     words = {record["name"]: last(record) for record in records}
     assert legend_of(draw(records)) == [f"{name}  {words[name]}" for name in BY_RESULT]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_bands_of_a_study_name_others_where_there_are_some(number):
+    variants = statistics.by_variant(eight()[:number])
+    names = legend_of(study_plots.bands(variants, drawing.ACCURACY, "Accuracy"))
+    assert ("means of the others" in names) == (number > 1)
+    assert "95 % interval" in names
 
 
 @pytest.mark.parametrize("draw", [accuracy, loss])
