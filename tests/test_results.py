@@ -125,6 +125,15 @@ def test_the_claims_by_the_plain_recipe():
         assert numbers(*effect) == rounded(*judged.effect)
 
 
+def test_the_best_recipe_reaches_the_mean_of_its_runs():
+    (runs,) = accuracies("recipes/results.csv").values()
+    _, _, text = (DOCS / "results.md").read_text().partition("(../configs/best.py) end at")
+    average, low, high, worst, best, *_ = numbers(text)
+    assert average == round(mean(runs), 2)
+    assert [low, high] == rounded(*statistics.mean_interval([*runs.values()])[1:3])
+    assert [worst, best] == [min(runs.values()), max(runs.values())]
+
+
 def test_what_was_tried_on_the_best_recipe():
     found = accuracies("sweeps/best.csv")
     shown = table("Nor did what has been tried")
