@@ -102,6 +102,36 @@ class Comparison:
         return statistics.differences(self.variants, run.final_accuracy, others, baseline)
 
     @functools.cached_property
+    def main_effects(self) -> dict[str, Estimate]:
+        """What each varied field does to the accuracy on average, if the study is factorial.
+
+        It is if the variants are all combinations of two values of each of several fields. The
+        effect of a field is the mean difference over the pairs of variants that differ in it alone,
+        by seed, and its sign that of the change away from the baseline. The names are settings in
+        Markdown, and the p-values are corrected for the number of fields.
+        """
+        settings = {name: self._settings(name) for name in self.variants}
+        names = {values: name for name, values in settings.items()}
+        base = settings[self.baseline]
+        factorial = len(names) == len(self.all_variants) == 2 ** len(base) > 2 and all(
+            len(set(values)) == 2 for values in zip(*names, strict=True)
+        )
+        effects = {}
+        for i, field in enumerate(self.varied if factorial else ()):
+            changed = [name for values, name in names.items() if values[i] != base[i]]
+            pairs = [(n, names[*settings[n][:i], base[i], *settings[n][i + 1 :]]) for n in changed]
+            effect = statistics.mean_difference(self.variants, run.final_accuracy, pairs)
+            if effect:
+                value = next(iter(self.variants[changed[0]].values()))["config"].get(field)
+                effects[_setting(field, value)] = effect
+        return statistics.holm(effects)
+
+    def _settings(self, name: str) -> tuple[str, ...]:
+        """The values of the varied fields of a variant, as text."""
+        config = next(iter(self.variants[name].values()))["config"]
+        return tuple(repr(config.get(field)) for field in self.varied)
+
+    @functools.cached_property
     def verdicts(self) -> list[claims.Verdict]:
         """The claims of the original that the study has the variants for."""
         of_all = claims.judge(self.all_variants) if self.of_original else []

@@ -160,6 +160,26 @@ def _differences_to(baseline: str, effects: dict[str, Estimate]) -> list[Block]:
     return [Table(columns, rows, main=4, pictures=interactive.intervals(effects)), text]
 
 
+def main_effects(study: Comparison) -> list[Block]:
+    """What each setting does on average, if the variants are all combinations of settings."""
+    if not study.main_effects:
+        return []
+    rows = [
+        [name, signed(effect.mean), p_value(effect.p), interval(effect, signed)]
+        for name, effect in study.main_effects.items()
+    ]
+    pairs = count(len(study.variants) // 2, "pair")
+    return [
+        "## Effects",
+        Table(["setting", "effect, pp", "p", "95 % interval"], rows, main=4),
+        "The variants are all combinations of these settings. The effect of a setting is the mean "
+        f"difference in accuracy over the {pairs} of variants that differ in it alone, in "
+        "percentage points, by seed. It uses all runs, and so it is more certain than a single "
+        "difference, but it averages over combinations in which the setting may do more or less. "
+        f"The p-values are corrected for {len(rows)} effects (Holm), the intervals are not.",
+    ]
+
+
 _RULE = (
     "The rule: the subject of a claim is compared with each rival, paired by seed, and the "
     "p-values are corrected for the number of rivals (Holm). A claim is *supported* if every "
@@ -255,4 +275,11 @@ def made(study: Comparison) -> list[Block]:
 Section = Callable[[Comparison], list[Block]]
 
 # What follows the opening, and the words of the contents.
-SECTIONS: tuple[Section, ...] = (results, differences, original_claims, errors, made)
+SECTIONS: tuple[Section, ...] = (
+    results,
+    differences,
+    main_effects,
+    original_claims,
+    errors,
+    made,
+)

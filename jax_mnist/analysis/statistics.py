@@ -114,6 +114,26 @@ def differences(
     return holm({name: paired_difference(a, b) for name, (a, b) in pairs.items() if a})
 
 
+def mean_difference(
+    variants: Variants, measure: Measure, pairs: Sequence[tuple[str, str]]
+) -> Estimate | None:
+    """Estimates the mean of `a - b` over pairs `(a, b)` of variants, paired by seed.
+
+    Only seeds that all of these variants have are used; None if there are none.
+    """
+    seeds = set.intersection(*(set(variants[name]) for pair in pairs for name in pair))
+    if not seeds:
+        return None
+    a, b = (
+        [
+            float(np.mean([measure(variants[pair[side]][seed]) for pair in pairs]))
+            for seed in sorted(seeds)
+        ]
+        for side in (0, 1)
+    )
+    return paired_difference(a, b)
+
+
 def paired(
     variants: Variants, measure: Measure, name: str, reference: str
 ) -> tuple[list[float], list[float]]:

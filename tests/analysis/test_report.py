@@ -1,6 +1,7 @@
 """The report says what the records hold, whatever their texts."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -65,6 +66,24 @@ def test_the_runs_are_written_for_other_programs(written):
     assert lines[1].startswith("'=1+1,0,99,")
     assert lines[1].endswith(",7.7603,10,0,37.5")  # spread and largest drop
     assert lines[2].startswith('"\'-a, ""b""",3,9.8,') and lines[2].endswith(",90,90,1,12.5")
+
+
+def test_all_combinations_of_settings_show_the_mean_effect_of_each():
+    records = []
+    for ghost, l2, seed in itertools.product((0, 1), (0, 1), range(3)):
+        accuracy = 0.98 + 0.001 * ghost - 0.002 * l2 + 0.0004 * ghost * l2 + 0.0003 * seed * l2
+        record = make_record(f"{ghost}{l2}", seed, accuracies=(0.9, accuracy))
+        record["config"] |= {"norm": "ghost" if ghost else "batch", "l2": 5e-4 * l2}
+        records.append(record)
+    effects = report.text(records).partition("## Effects")[2]
+    # By seed: -0.18, -0.15, -0.12 pp, with p = 0.013 as one of two.
+    assert cells(effects, "L2 decay 0.0005")[1:] == [
+        f"{MINUS}0.150", "0.026", f"{MINUS}0.225 to {MINUS}0.075"
+    ]  # fmt: skip
+    assert cells(effects, "ghost normalisation")[1] == "+0.120"
+    assert "over the 2 pairs" in effects
+    for incomplete in (records[:-3], [r for r in records if r["config"]["norm"] == "batch"]):
+        assert "## Effects" not in report.text(incomplete)
 
 
 def test_verdicts_are_those_of_the_rule(written):
