@@ -38,7 +38,7 @@ SMALL_NETWORK = (
     cnn.Layer(3, 4, (*cnn.RELU_NORM, "average-pool 4x4")),
     cnn.Layer(1, 10, ()),
 )
-OTHER_COMMANDS = ("tail -F ", "tensorboard --logdir ")  # other programs
+OTHER_COMMANDS = ("tail -F ", "tensorboard --logdir ", "tar -xf docs/")  # other programs
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

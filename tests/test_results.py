@@ -2,12 +2,14 @@
 
 import csv
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jax_mnist.analysis import claims, statistics
+from jax_mnist.analysis import claims, plain, planning, statistics
+from jax_mnist.runs import study
 
 DOCS = Path(__file__).parents[1] / "docs"
 COMMITTED = [*DOCS.glob("sweeps/*.csv"), *DOCS.glob("*.csv"), *DOCS.glob("*/results.csv")]
@@ -43,9 +45,9 @@ def mean(runs):
     return np.mean([*runs.values()])
 
 
-def table(words):
+def table(words, page="results.md"):
     """The cells of the first table after some words, row by row, without markup."""
-    _, _, text = (DOCS / "results.md").read_text().partition(words)
+    _, _, text = (DOCS / page).read_text().partition(words)
     lines = iter(text.splitlines())
     found = []
     for line in lines:
@@ -99,30 +101,112 @@ def test_the_rates_of_the_plain_recipe():
     assert not found
 
 
+def check_stability(path, name, spread, largest_drop):
+    """The means over seeds of a variant that are shown in a table."""
+    spreads, drops = (accuracies(path, column=f"{c}_pp") for c in ("spread", "largest_drop"))
+    assert numbers(spread) == rounded(mean(spreads[name]))
+    assert float(largest_drop) == pytest.approx(mean(drops[name]), abs=5.1e-3)
+
+
+def test_the_eight_variants():
+    found = accuracies("study/results.csv")
+    wrong = accuracies("study/results.csv", column="errors")
+    shown = table("## Eight variants, ten seeds")
+    assert [row[0] for row in shown] == list(claims.ORIGINAL) == list(found)
+    for name, _, _, _, accuracy, interval, best, worst, errors, *stability in shown:
+        runs = [*found[name].values()]
+        assert numbers(accuracy, interval) == rounded(*statistics.mean_interval(runs)[:3])
+        assert numbers(best, worst) == [max(runs), min(runs)]
+        assert float(errors) == pytest.approx(mean(wrong[name]), abs=0.051)
+        check_stability("study/results.csv", name, *stability)
+
+
+def test_the_differences_between_the_eight_variants():
+    found = accuracies("study/results.csv")
+    of_readme = table("## Results", "../README.md")
+    assert {name: numbers(*cells) for name, _, _, _, *cells in of_readme} == results(found, "bn")
+    differences = statistics.differences(found, float, list(found)[1:], "bn")
+    shown = table("The differences from batch norm alone")
+    assert {name: numbers(*cells) for name, *cells in shown} == {
+        name: rounded(*of) for name, of in differences.items()
+    }
+
+
+def test_what_ten_seeds_could_show():
+    found = accuracies("study/results.csv")
+    level = statistics.LEVEL / (len(found) - 1)
+    shown = table("### What ten seeds could show")
+    assert [row[0] for row in shown] == [name for name in found if name != "bn"]
+    for name, deviation, alone, corrected, least in shown:
+        differences = np.subtract(*([*found[n].values()] for n in (name, "bn")))
+        spread = float(np.std(differences, ddof=1))
+        assert numbers(deviation, least) == rounded(
+            spread, planning.smallest_effect(spread, len(differences), level)
+        )
+        assert int(alone) == planning.seeds_needed(0.05, spread)
+        assert int(corrected) == planning.seeds_needed(0.05, spread, level)
+
+
 def test_the_variants_by_the_plain_recipe():
     found = accuracies("plain/results.csv")
     shown = table("With this rate all eight variants")
     assert {name: numbers(*cells[:-2]) for name, *cells in shown} == results(found, "bn")
-    spreads = accuracies("plain/results.csv", column="spread_pp")
-    drops = accuracies("plain/results.csv", column="largest_drop_pp")
     for name, *_, spread, largest_drop in shown:
-        assert numbers(spread) == rounded(mean(spreads[name]))
-        assert float(largest_drop) == pytest.approx(mean(drops[name]), abs=5.1e-3)
+        check_stability("plain/results.csv", name, spread, largest_drop)
 
 
-def test_the_claims_by_the_plain_recipe():
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("study/results.csv", "### Three effects"),
+        ("plain/results.csv", "The effects of the three regularisers"),
+    ],
+)
+def test_the_effects_of_the_three_regularisers(path, words):
+    found = accuracies(path)
+    pairs = {  # with and without a regulariser
+        "ghost batch norm": "gbn bn, gbn_l1 l1, gbn_l2 l2, gbn_l1_l2 l1_l2",
+        "L1": "l1 bn, l1_l2 l2, gbn_l1 gbn, gbn_l1_l2 gbn_l2",
+        "L2": "l2 bn, l1_l2 l1, gbn_l2 gbn, gbn_l1_l2 gbn_l1",
+    }
+    effects = {}
+    for regularizer, names in pairs.items():
+        differences = [
+            np.subtract(*([*found[name].values()] for name in pair.split()))
+            for pair in names.split(", ")
+        ]
+        effects[regularizer] = statistics.mean_interval(np.mean(differences, axis=0))
+    assert {name: numbers(*cells) for name, *cells in table(words)} == {
+        name: rounded(*effect) for name, effect in statistics.holm(effects).items()
+    }
+
+
+def judged(claim, path):
+    """The verdict on a claim about variants by the runs of a file."""
     columns = {
         "accuracy": "accuracy_percent",
         "spread": "spread_pp",
         "largest drop": "largest_drop_pp",
     }
-    shown = {claim: cells for claim, *cells in table("The original's claims, judged by")}
-    for claim in claims.CLAIMS:
-        found = accuracies("plain/results.csv", column=columns[claim.measured])
-        judged = claims.judge_claim(claim._replace(measure=float), found)
-        _, verdict, rival, *effect = shown[claim.text]
-        assert (verdict, rival) == (judged.verdict, judged.rival)
-        assert numbers(*effect) == rounded(*judged.effect)
+    found = accuracies(path, column=columns[claim.measured])
+    return claims.judge_claim(claim._replace(measure=float), found)
+
+
+def row_of(claim, words):
+    """The other cells of a claim's row in the first table after some words."""
+    (row,) = (cells for text, *cells in table(words) if text == claim.text)
+    return row
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.text)
+def test_the_claims(claim):
+    of_study, of_plain = (judged(claim, f"{name}/results.csv") for name in ("study", "plain"))
+    verdict, measure, rival, *effect = row_of(claim, "## The original's claims")
+    assert (verdict, measure, rival) == (of_study.verdict, claim.measured, of_study.rival)
+    assert numbers(*effect) == rounded(*of_study.effect)
+    before, verdict, rival, *effect = row_of(claim, "The original's claims, judged by")
+    assert (before, verdict, rival) == (of_study.verdict, of_plain.verdict, of_plain.rival)
+    assert numbers(*effect) == rounded(*of_plain.effect)
 
 
 def test_the_best_recipe_reaches_the_mean_of_its_runs():
@@ -136,7 +220,7 @@ def test_the_best_recipe_reaches_the_mean_of_its_runs():
 
 def test_what_was_tried_on_the_best_recipe():
     found = accuracies("sweeps/best.csv")
-    shown = table("Nor did what has been tried")
+    shown = table("A rate that ends above zero")
     each = [numbers(cells[1]) for cells in shown]
     assert all([*runs.values()] in each for runs in found.values())
     for values, (_, _, average, _) in zip(each, shown, strict=True):
@@ -171,6 +255,26 @@ def test_recomputed_statistics_change_the_accuracies_by_the_differences_of_the_r
     changes = {name: np.mean(values) for name, values in found.items()}
     shown = numbers(*(change for _, change, _ in table("## Statistics of the norms")))
     assert sorted(shown) == rounded(*sorted(changes.values()))
+
+
+def test_the_report_of_the_study_is_that_of_its_records(tmp_path):
+    with tarfile.open(DOCS / "study" / "records.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    records = study.finished(tmp_path / "runs" / "study")
+    assert len(records) == 80
+    ours, committed = (
+        sorted(text.splitlines())
+        for text in (
+            plain.results_csv(records),
+            (DOCS / "study" / "results.csv").read_text(),
+        )
+    )
+    assert ours == committed
+    of_records = {v.claim: v for v in claims.judge(statistics.by_variant(records))}
+    for text, verdict, _, rival, *effect in table("## The original's claims"):
+        found = of_records[text]
+        assert (verdict, rival) == (found.verdict, found.rival)
+        assert numbers(*effect) == rounded(*found.effect)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
