@@ -21,7 +21,7 @@ strengths      3 hours             strengths.md, strengths of more regularisers 
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
 best           60 minutes          best.md, what was tried on held-out images to improve best
 fast           90 minutes          fast.md, how few epochs and seconds suffice
-recipes        20 minutes          recipes/report.md, the recipe best with five seeds
+recipes        60 minutes          recipes/report.md, the recipe best with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe here and in PyTorch, which it needs
 benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
@@ -151,7 +151,7 @@ run_step() {
             python scripts/study.py bn gbn_l2 label_smoothing dropout sam ema cutout elastic mixup \
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
             ;;
-        recipes) python scripts/study.py best --seeds=5 --workdir="$out/recipes" ;;
+        recipes) python scripts/study.py best --seeds=10 --workdir="$out/recipes" ;;
         fashion)
             python scripts/study.py configs/bn.py configs/l2.py configs/gbn.py --seeds=3 \
                 --config.epochs=10 --config.dataset="$fashion" --workdir="$out/fashion"
