@@ -122,6 +122,8 @@ best() {
         --workdir="$out/best/final_rate"
     python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
         --config.teacher="$unchanged" --replicas=3 --workdir="$out/best/distillation"
+    python scripts/sweep.py best --vary optimizer=muon --vary learning_rate=0.01,0.03 \
+        --workdir="$out/best/muon"
     python scripts/recompute_statistics.py "$unchanged" >"$out/best/recompute_stats.csv"
 }
 

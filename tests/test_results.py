@@ -219,7 +219,7 @@ def test_the_best_recipe_reaches_the_mean_of_its_runs():
 
 
 def test_what_was_tried_on_the_best_recipe():
-    found = accuracies("sweeps/best.csv")
+    found = accuracies("sweeps/best.csv", "sweeps/best_muon.csv")
     shown = table("A rate that ends above zero")
     each = [numbers(cells[1]) for cells in shown]
     assert all([*runs.values()] in each for runs in found.values())
