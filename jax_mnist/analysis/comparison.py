@@ -110,7 +110,10 @@ class Comparison:
         by seed, and its sign that of the change away from the baseline. The names are settings in
         Markdown, and the p-values are corrected for the number of fields.
         """
-        settings = {name: self._settings(name) for name in self.variants}
+        settings = {
+            name: tuple(repr(self._config(name).get(field)) for field in self.varied)
+            for name in self.variants
+        }
         names = {values: name for name, values in settings.items()}
         base = settings[self.baseline]
         factorial = len(names) == len(self.all_variants) == 2 ** len(base) > 2 and all(
@@ -122,14 +125,8 @@ class Comparison:
             pairs = [(n, names[*settings[n][:i], base[i], *settings[n][i + 1 :]]) for n in changed]
             effect = statistics.mean_difference(self.variants, run.final_accuracy, pairs)
             if effect:
-                value = next(iter(self.variants[changed[0]].values()))["config"].get(field)
-                effects[_setting(field, value)] = effect
+                effects[_setting(field, self._config(changed[0]).get(field))] = effect
         return statistics.holm(effects)
-
-    def _settings(self, name: str) -> tuple[str, ...]:
-        """The values of the varied fields of a variant, as text."""
-        config = next(iter(self.variants[name].values()))["config"]
-        return tuple(repr(config.get(field)) for field in self.varied)
 
     @functools.cached_property
     def verdicts(self) -> list[claims.Verdict]:
@@ -150,13 +147,14 @@ class Comparison:
 
     def description(self, name: str) -> str:
         """What distinguishes a variant from the baseline, or the baseline's values; Markdown."""
-        values, base = (
-            next(iter(self.all_variants[variant].values()))["config"]
-            for variant in (name, self.baseline)
-        )
+        values, base = self._config(name), self._config(self.baseline)
         own = [f for f in self.varied if name == self.baseline or values.get(f) != base.get(f)]
         text = ", ".join(_setting(f, values.get(f)) for f in own)
         return f"baseline: {text}" if name == self.baseline and text else text
+
+    def _config(self, name: str) -> Mapping[str, Any]:
+        """The config of a variant, as its first run has it."""
+        return next(iter(self.all_variants[name].values()))["config"]
 
 
 def _with_the_same_fields(records: Sequence[Record]) -> list[Record]:

@@ -145,10 +145,7 @@ def differences(study: Comparison) -> list[Block]:
 def _differences_to(baseline: str, effects: dict[str, Estimate]) -> list[Block]:
     if not effects:
         return []
-    rows = [
-        [code(name), signed(effect.mean), p_value(effect.p), interval(effect, signed)]
-        for name, effect in effects.items()
-    ]
+    rows = [[code(name), *_effect_cells(effect)] for name, effect in effects.items()]
     columns = ["variant", f"difference to {code(baseline)}, pp", "p", "95 % interval"]
     text = (
         f"Differences in accuracy to {code(baseline)}, in percentage points (pp), paired by seed "
@@ -160,14 +157,15 @@ def _differences_to(baseline: str, effects: dict[str, Estimate]) -> list[Block]:
     return [Table(columns, rows, main=4, pictures=interactive.intervals(effects)), text]
 
 
+def _effect_cells(effect: Estimate) -> list[str]:
+    return [signed(effect.mean), p_value(effect.p), interval(effect, signed)]
+
+
 def main_effects(study: Comparison) -> list[Block]:
     """What each setting does on average, if the variants are all combinations of settings."""
     if not study.main_effects:
         return []
-    rows = [
-        [name, signed(effect.mean), p_value(effect.p), interval(effect, signed)]
-        for name, effect in study.main_effects.items()
-    ]
+    rows = [[name, *_effect_cells(effect)] for name, effect in study.main_effects.items()]
     pairs = count(len(study.variants) // 2, "pair")
     return [
         "## Effects",
@@ -213,8 +211,8 @@ def original_claims(study: Comparison) -> list[Block]:
         measure = escape(v.measure)  # it may hold the name of a variant
         numbers = [*[""] * 3, measure, ""]
         if v.effect is not None:
-            numbers = [f"{signed(v.effect.mean)} {v.unit}", p_value(v.effect.p)]
-            numbers += [interval(v.effect, signed), measure, escape(v.rival)]
+            mean, *others = _effect_cells(v.effect)
+            numbers = [f"{mean} {v.unit}", *others, measure, escape(v.rival)]
         verdict = f"**{v.verdict}**" if v.effect else v.verdict
         there = [verdicts.get(v.claim, "not in that study") for verdicts in elsewhere]
         rows.append([v.claim, verdict, *there, *numbers])
@@ -275,11 +273,4 @@ def made(study: Comparison) -> list[Block]:
 Section = Callable[[Comparison], list[Block]]
 
 # What follows the opening, and the words of the contents.
-SECTIONS: tuple[Section, ...] = (
-    results,
-    differences,
-    main_effects,
-    original_claims,
-    errors,
-    made,
-)
+SECTIONS: tuple[Section, ...] = (results, differences, main_effects, original_claims, errors, made)
