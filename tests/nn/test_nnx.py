@@ -61,7 +61,8 @@ def test_a_ghost_batch_of_the_whole_batch_is_nnx_batch_norm(arguments, masked):
     chex.assert_trees_all_close(results, expected, rtol=tolerance, atol=tolerance)
     ours.eval()
     theirs.eval()
-    chex.assert_trees_all_close(ours(x[:1]), theirs(x[:1]), rtol=tolerance, atol=tolerance)
+    nnx.update(ours, nnx.state(theirs, nnx.BatchStat))  # which were close, but rounded differently
+    chex.assert_trees_all_equal(ours(x[:1]), theirs(x[:1]))
 
 
 @pytest.mark.parametrize(("rule", "size"), [("mean", 4), ("pooled", 5), ("sequential", 4)])
