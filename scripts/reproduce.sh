@@ -19,9 +19,9 @@ plain_rate     60 minutes          plain_rate.md, learning rates of a plain reci
 plain          8 hours             plain/report.md, the eight variants by it, beside study
 strengths      3 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
-best           60 minutes          best.md, what was tried on held-out images to improve best
+best           70 minutes          best.md, what was tried on held-out images to improve best
 fast           90 minutes          fast.md, how few epochs and seconds suffice
-recipes        60 minutes          recipes/report.md, the recipe best with ten seeds
+recipes        40 minutes          recipes/report.md, the recipe best with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe here and in PyTorch, which it needs
 benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
