@@ -28,7 +28,7 @@ NOTE = (
     "{train_split}. After so short a training, variants may rank differently than in a full study."
 )
 
-_QUICK = flags.DEFINE_bool("quick", False, "Few epochs of few images: three to four minutes.")
+_QUICK = flags.DEFINE_bool("quick", False, "Few epochs of few images: one to four minutes.")
 _SEEDS = flags.DEFINE_integer(
     "seeds",
     None,

@@ -169,7 +169,7 @@ def main_effects(study: Comparison) -> list[Block]:
     pairs = count(len(study.variants) // 2, "pair")
     return [
         "## Effects",
-        Table(["setting", "effect, pp", "p", "95 % interval"], rows, main=4),
+        Table(["setting", "effect, pp", "p", "95 % interval"], rows, main=2),
         "The variants are all combinations of these settings. The effect of a setting is the mean "
         f"difference in accuracy over the {pairs} of variants that differ in it alone, in "
         "percentage points, by seed. It uses all runs, and so it is more certain than a single "
