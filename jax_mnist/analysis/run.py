@@ -63,8 +63,9 @@ def largest_drop(record: Record) -> float:
     """Returns the largest fall of the accuracy from one epoch to the next, in percentage points."""
     if history.has_diverged(record):
         return COLLAPSE
-    rises = np.diff(record["metrics"]["validation_accuracy"])
-    return 100 * float(np.max(-rises, initial=0.0))
+    accuracies = record["metrics"]["validation_accuracy"]
+    falls = accuracies[:-1] - accuracies[1:]  # not -np.diff, whose largest value may be -0
+    return 100 * float(np.max(falls, initial=0.0))
 
 
 def seconds(record: Record) -> float:

@@ -114,6 +114,7 @@ def test_measures_of_a_run():
     assert one_run.seconds(record) == 6 * 12.5
     assert one_run.largest_drop(make_record(accuracies=(0.8, 0.9))) == 0
     assert one_run.largest_drop(make_record(accuracies=(0.8,))) == 0
+    assert f"{one_run.largest_drop(make_record(accuracies=(0.8, 0.8)))}" == "0.0"  # and not -0.0
 
 
 def test_a_run_that_diverged_counts_as_a_collapse():
