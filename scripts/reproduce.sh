@@ -82,6 +82,8 @@ strengths() {
     done
     python scripts/recompute_statistics.py "$out"/strengths/*/*=*/ \
         >"$out/strengths/recompute_stats.csv"
+    python scripts/sweep.py gbn_l2 --vary dropout=0,0.02,0.05 --replicas=3 \
+        --config.dropout_position=max-pool --workdir="$out/dropout_max_pool"
 }
 
 vary_fast() {
@@ -122,8 +124,12 @@ best() {
         --workdir="$out/best/final_rate"
     python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
         --config.teacher="$unchanged" --replicas=3 --workdir="$out/best/distillation"
+    python scripts/sweep.py best --vary width=2 --replicas=2 --workdir="$out/best/width"
+    python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
+        --config.teacher="$out/best/width/width=2" --replicas=3 \
+        --workdir="$out/best/distillation_width"
     python scripts/sweep.py best --vary optimizer=muon --vary learning_rate=0.01,0.03 \
-        --workdir="$out/best/muon"
+        --replicas=3 --workdir="$out/best/muon"
     python scripts/recompute_statistics.py "$unchanged" >"$out/best/recompute_stats.csv"
 }
 

@@ -155,6 +155,30 @@ def test_the_variants_by_the_plain_recipe():
         check_stability("plain/results.csv", name, spread, largest_drop)
 
 
+PAIRS = {  # of variants that differ in one regulariser alone, with and without it
+    "ghost batch norm": "gbn bn, gbn_l1 l1, gbn_l2 l2, gbn_l1_l2 l1_l2",
+    "L1": "l1 bn, l1_l2 l2, gbn_l1 gbn, gbn_l1_l2 gbn_l2",
+    "L2": "l2 bn, l1_l2 l1, gbn_l2 gbn, gbn_l1_l2 gbn_l1",
+}
+
+
+def by_pair(regularizer, values):
+    """The differences in some values, or in lists of them, of the variants of each pair."""
+    pairs = (pair.split() for pair in PAIRS[regularizer].split(", "))
+    return [np.subtract(values[with_it], values[without]) for with_it, without in pairs]
+
+
+def effects(variants):
+    """The mean effect of each regulariser."""
+    found = {name: [*runs.values()] for name, runs in variants.items()}
+    return statistics.holm(
+        {
+            regularizer: statistics.mean_interval(np.mean(by_pair(regularizer, found), axis=0))
+            for regularizer in PAIRS
+        }
+    )
+
+
 @pytest.mark.parametrize(
     "path, words",
     [
@@ -163,50 +187,80 @@ def test_the_variants_by_the_plain_recipe():
     ],
 )
 def test_the_effects_of_the_three_regularisers(path, words):
-    found = accuracies(path)
-    pairs = {  # with and without a regulariser
-        "ghost batch norm": "gbn bn, gbn_l1 l1, gbn_l2 l2, gbn_l1_l2 l1_l2",
-        "L1": "l1 bn, l1_l2 l2, gbn_l1 gbn, gbn_l1_l2 gbn_l2",
-        "L2": "l2 bn, l1_l2 l1, gbn_l2 gbn, gbn_l1_l2 gbn_l1",
-    }
-    effects = {}
-    for regularizer, names in pairs.items():
-        differences = [
-            np.subtract(*([*found[name].values()] for name in pair.split()))
-            for pair in names.split(", ")
-        ]
-        effects[regularizer] = statistics.mean_interval(np.mean(differences, axis=0))
     assert {name: numbers(*cells) for name, *cells in table(words)} == {
-        name: rounded(*effect) for name, effect in statistics.holm(effects).items()
+        name: rounded(*effect) for name, effect in effects(accuracies(path)).items()
     }
 
 
-def judged(claim, path):
-    """The verdict on a claim about variants by the runs of a file."""
-    columns = {
-        "accuracy": "accuracy_percent",
-        "spread": "spread_pp",
-        "largest drop": "largest_drop_pp",
-    }
-    found = accuracies(path, column=columns[claim.measured])
-    return claims.judge_claim(claim._replace(measure=float), found)
+def test_the_first_runs_by_the_plain_recipe():
+    before, now = (accuracies(f"plain/{name}.csv") for name in ("before", "results"))
+    again = {name: {seed: now[name][seed] for seed in runs} for name, runs in before.items()}
+    mixed = {name: now[name] | runs for name, runs in before.items()}
+    _, _, text = (DOCS / "results.md").read_text().partition("with the same effect of L2")
+    l1 = effects(mixed)["L1"]
+    expected = rounded(*effects(before)["L2"], *effects(again)["L2"], l1.mean, l1.p)
+    assert numbers(text)[:10] == expected
 
 
-def row_of(claim, words):
-    """The other cells of a claim's row in the first table after some words."""
-    (row,) = (cells for text, *cells in table(words) if text == claim.text)
-    return row
+def test_the_study_before():
+    before = {row.pop("variant"): row for row in rows("study/before.csv")}
+    means = {name: float(row["accuracy_percent"]) for name, row in before.items()}
+    of_study, of_regularizers = (
+        {name: mean(runs) for name, runs in accuracies(path).items()}
+        for path in ("study/results.csv", "regularizers/results.csv")
+    )
+    shown = table("## The study before")
+    assert [row[0] for row in shown] == [name for name in before if name != "bn"]
+    for name, *cells, this, more in shown:
+        row = before[name]
+        assert numbers(*cells) == [
+            float(row[c]) for c in ("difference_pp", "low_pp", "high_pp", "p")
+        ]
+        assert numbers(cells[0]) == rounded(means[name] - means["bn"])
+        assert numbers(this) == rounded(of_study[name] - of_study["bn"])
+        assert not more or numbers(more) == rounded(of_regularizers[name] - of_regularizers["bn"])
+    _, _, text = (DOCS / "results.md").read_text().partition("From the means of the study")
+    expected = rounded(*(np.mean(by_pair(regularizer, means)) for regularizer in PAIRS))
+    assert numbers(text)[:3] == expected
 
 
-@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.text)
-def test_the_claims(claim):
-    of_study, of_plain = (judged(claim, f"{name}/results.csv") for name in ("study", "plain"))
-    verdict, measure, rival, *effect = row_of(claim, "## The original's claims")
-    assert (verdict, measure, rival) == (of_study.verdict, claim.measured, of_study.rival)
-    assert numbers(*effect) == rounded(*of_study.effect)
-    before, verdict, rival, *effect = row_of(claim, "The original's claims, judged by")
-    assert (before, verdict, rival) == (of_study.verdict, of_plain.verdict, of_plain.rival)
-    assert numbers(*effect) == rounded(*of_plain.effect)
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """By name, the runs of the studies whose records are committed."""
+    folder, found = tmp_path_factory.mktemp("records"), {}
+    for name in ("study", "plain"):
+        with tarfile.open(DOCS / name / "records.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        found[name] = study.finished(folder / "runs" / name)
+    return found
+
+
+@pytest.mark.parametrize("name", ["study", "plain"])
+def test_the_committed_runs_are_those_of_the_records(records, name):
+    assert len(records[name]) == 80
+    ours = plain.results_csv(records[name])
+    committed = (DOCS / name / "results.csv").read_text()
+    assert sorted(ours.splitlines()) == sorted(committed.splitlines())
+
+
+def test_the_claims_are_judged_by_the_records(records):
+    of_study, of_plain = (
+        {found.claim: found for found in claims.judge(statistics.by_variant(records[name]))}
+        for name in ("study", "plain")
+    )
+    shown = table("## The original's claims")
+    assert [row[0] for row in shown] == [*of_study]
+    for text, verdict, measure, rival, *effect in shown:
+        found = of_study[text]
+        assert (verdict, rival) == (found.verdict, found.rival)
+        assert found.measure.startswith(measure)
+        assert numbers(*effect) == rounded(*found.effect)
+    shown = table("The original's claims, judged by")
+    assert [row[0] for row in shown] == [*of_plain]
+    for text, before, verdict, rival, *effect in shown:
+        found = of_plain[text]
+        assert (before, verdict, rival) == (of_study[text].verdict, found.verdict, found.rival)
+        assert numbers(*effect) == rounded(*found.effect)
 
 
 def test_the_best_recipe_reaches_the_mean_of_its_runs():
@@ -220,7 +274,7 @@ def test_the_best_recipe_reaches_the_mean_of_its_runs():
 
 def test_what_was_tried_on_the_best_recipe():
     found = accuracies("sweeps/best.csv", "sweeps/best_muon.csv")
-    shown = table("A rate that ends above zero")
+    shown = table("Nothing that has been tried since")
     each = [numbers(cells[1]) for cells in shown]
     assert all([*runs.values()] in each for runs in found.values())
     for values, (_, _, average, _) in zip(each, shown, strict=True):
@@ -255,26 +309,6 @@ def test_recomputed_statistics_change_the_accuracies_by_the_differences_of_the_r
     changes = {name: np.mean(values) for name, values in found.items()}
     shown = numbers(*(change for _, change, _ in table("## Statistics of the norms")))
     assert sorted(shown) == rounded(*sorted(changes.values()))
-
-
-def test_the_report_of_the_study_is_that_of_its_records(tmp_path):
-    with tarfile.open(DOCS / "study" / "records.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    records = study.finished(tmp_path / "runs" / "study")
-    assert len(records) == 80
-    ours, committed = (
-        sorted(text.splitlines())
-        for text in (
-            plain.results_csv(records),
-            (DOCS / "study" / "results.csv").read_text(),
-        )
-    )
-    assert ours == committed
-    of_records = {v.claim: v for v in claims.judge(statistics.by_variant(records))}
-    for text, verdict, _, rival, *effect in table("## The original's claims"):
-        found = of_records[text]
-        assert (verdict, rival) == (found.verdict, found.rival)
-        assert numbers(*effect) == rounded(*found.effect)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
