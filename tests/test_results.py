@@ -192,14 +192,24 @@ def test_the_effects_of_the_three_regularisers(path, words):
     }
 
 
+def test_the_answer_of_the_readme():
+    of_study, of_plain = (
+        effects(accuracies(f"{name}/results.csv"))["L2"] for name in ("study", "plain")
+    )
+    _, _, text = (DOCS / "../README.md").read_text().partition("The answer depends on the recipe")
+    assert numbers(text)[:4] == rounded(*of_study[:3], -of_plain.mean)
+
+
 def test_the_first_runs_by_the_plain_recipe():
     before, now = (accuracies(f"plain/{name}.csv") for name in ("before", "results"))
     again = {name: {seed: now[name][seed] for seed in runs} for name, runs in before.items()}
     mixed = {name: now[name] | runs for name, runs in before.items()}
-    _, _, text = (DOCS / "results.md").read_text().partition("with the same effect of L2")
+    _, _, text = (DOCS / "results.md").read_text().partition("The effect of L2 is similar")
     l1 = effects(mixed)["L1"]
-    expected = rounded(*effects(before)["L2"], *effects(again)["L2"], l1.mean, l1.p)
-    assert numbers(text)[:10] == expected
+    l2 = [*effects(before)["L2"], *effects(again)["L2"]]
+    others = list(mixed)[1:]
+    gbn_l2 = statistics.differences(mixed, float, others, "bn")["gbn_l2"]
+    assert numbers(text)[:12] == rounded(*l2, l1.mean, l1.p, gbn_l2.mean, gbn_l2.p)
 
 
 def test_the_study_before():

@@ -110,8 +110,8 @@ def _explanation(study: Comparison, epochs: int) -> str:
         last = min(epochs, run.LAST_EPOCHS)
         sentences.append(
             f"The spread is the standard deviation of the accuracy over the last {last} epochs, "
-            "the largest drop that of the accuracy from one epoch to the next; both are means over "
-            "seeds, in percentage points (pp)."
+            "and the largest drop is its largest fall from one epoch to the next; both are means "
+            "over seeds, in percentage points (pp)."
         )
     sentences.append(
         "Seconds are the mean duration of a run with its compilation; runs may have shared a "
