@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, about 28 hours
+bash scripts/reproduce.sh FOLDER              # every step, about 32 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -17,9 +17,9 @@ choice         15 minutes          choice.md, learning rates and decays on held-
 study          4 hours             study/report.md, eight variants with ten seeds
 plain_rate     60 minutes          plain_rate.md, learning rates of a plain recipe, held out
 plain          8 hours             plain/report.md, the eight variants by it, beside study
-strengths      3 hours             strengths.md, strengths of more regularisers on held-out images
+strengths      4 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
-best           70 minutes          best.md, what was tried on held-out images to improve best
+best           4 hours             best.md, what was tried on held-out images to improve best
 fast           90 minutes          fast.md, how few epochs and seconds suffice
 recipes        40 minutes          recipes/report.md, the recipe best with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
@@ -122,6 +122,8 @@ best() {
     local unchanged="$out/best/final_rate/final_rate=0.0"
     python scripts/sweep.py best --vary final_rate=0,0.05 --replicas=3 \
         --workdir="$out/best/final_rate"
+    python scripts/sweep.py best --vary final_rate=0 --config.seed=3 --replicas=3 \
+        --workdir="$out/best/more_seeds"
     python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
         --config.teacher="$unchanged" --replicas=3 --workdir="$out/best/distillation"
     python scripts/sweep.py best --vary width=2 --replicas=2 --workdir="$out/best/width"
@@ -129,7 +131,7 @@ best() {
         --config.teacher="$out/best/width/width=2" --replicas=3 \
         --workdir="$out/best/distillation_width"
     python scripts/sweep.py best --vary optimizer=muon --vary learning_rate=0.01,0.03 \
-        --replicas=3 --workdir="$out/best/muon"
+        --replicas=6 --workdir="$out/best/muon"
     python scripts/recompute_statistics.py "$unchanged" >"$out/best/recompute_stats.csv"
 }
 

@@ -283,12 +283,58 @@ def test_the_best_recipe_reaches_the_mean_of_its_runs():
 
 
 def test_what_was_tried_on_the_best_recipe():
-    found = accuracies("sweeps/best.csv", "sweeps/best_muon.csv")
-    shown = table("Nothing that has been tried since")
+    variants = {
+        "none": "best",
+        "a rate that ends at 5 % of its peak": "final_rate=0.05",
+        "Muon, learning rate 0.01": "optimizer=muon,learning_rate=0.01",
+        "Muon, learning rate 0.03": "optimizer=muon,learning_rate=0.03",
+        "distillation from two networks of width 2": "distillation=0.9,width=2",
+    }
+    found = accuracies("sweeps/best_changes.csv")
+    losses = accuracies("sweeps/best_changes.csv", column="loss")
+    repeated = [name for name in variants.values() if len(found[name]) > 1]
+    shown = table("These changes were then compared with it")
+    assert [row[0] for row in shown] == list(variants)
+    differences = statistics.differences(found, float, repeated[1:], "best")
+    for change, by_seed, average, *difference, loss in shown:
+        runs = found[variants[change]]
+        assert numbers(by_seed) == [*runs.values()]
+        assert not average or numbers(average) == rounded(mean(runs))
+        assert numbers(*difference) == rounded(*differences.get(variants[change], ()))
+        assert float(loss) == pytest.approx(mean(losses[variants[change]]), abs=5.1e-5)
+    of_loss = statistics.differences(losses, float, repeated[1:], "best")
+    lower = of_loss["distillation=0.9,width=2"]
+    _, _, text = (DOCS / "results.md").read_text().partition("The student's loss is lower")
+    expected = (-lower.mean, -lower.high, -lower.low)
+    assert numbers(text)[:3] == pytest.approx(expected, abs=5.1e-5)
+    assert numbers(text)[3:4] == rounded(lower.p)
+
+
+def test_what_was_tried_on_the_best_recipe_before():
+    found = accuracies("sweeps/best.csv")
+    shown = table("Earlier, on another processor, `best` was compared with these")
     each = [numbers(cells[1]) for cells in shown]
     assert all([*runs.values()] in each for runs in found.values())
     for values, (_, _, average, _) in zip(each, shown, strict=True):
         assert not average or numbers(average) == rounded(np.mean(values))
+
+
+def test_the_first_choice_of_a_rate_and_a_decay():
+    found = accuracies("sweeps/choice.csv")
+    shown = table("The peak learning rate and the strengths of decay")
+    for rate, decay, accuracy in shown:
+        kind, strength = decay.lower().split() if decay != "none" else ("l2", "0")
+        (run,) = found[f"learning_rate={rate},{kind}={float(strength)}"].values()
+        assert float(accuracy.removesuffix(" %")) == run
+    assert len(shown) == len(found)
+
+
+def test_dropout_after_the_max_pool():
+    found = accuracies("sweeps/dropout_pool.csv")
+    shown = {f"dropout={row[0]}": numbers(*row[1:]) for row in table("Dropout of channels after")}
+    expected = results(found, "dropout=0.0")
+    assert shown == {name: expected[name] for name in shown}
+    assert len(shown) == len(found) - 1
 
 
 def test_few_epochs_reach_the_means_of_their_runs():
