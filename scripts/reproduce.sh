@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, about 32 hours
+bash scripts/reproduce.sh FOLDER              # every step, about 36 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -19,9 +19,9 @@ plain_rate     60 minutes          plain_rate.md, learning rates of a plain reci
 plain          8 hours             plain/report.md, the eight variants by it, beside study
 strengths      4 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
-best           4 hours             best.md, what was tried on held-out images to improve best
+best           5 hours             best.md, what was tried on held-out images to improve warped
 fast           90 minutes          fast.md, how few epochs and seconds suffice
-recipes        40 minutes          recipes/report.md, the recipe best with ten seeds
+recipes        3 hours             recipes/report.md, the recipes warped and best with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe here and in PyTorch, which it needs
 benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
@@ -120,17 +120,20 @@ fast() {
 
 best() {
     local unchanged="$out/best/final_rate/final_rate=0.0"
-    python scripts/sweep.py best --vary final_rate=0,0.05 --replicas=3 \
+    python scripts/sweep.py warped --vary final_rate=0,0.05 --replicas=3 \
         --workdir="$out/best/final_rate"
-    python scripts/sweep.py best --vary final_rate=0 --config.seed=3 --replicas=3 \
+    python scripts/sweep.py warped --vary final_rate=0 --config.seed=3 --replicas=3 \
         --workdir="$out/best/more_seeds"
-    python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
+    python scripts/sweep.py warped --vary distillation=0.9 --config.temperature=3.0 \
         --config.teacher="$unchanged" --replicas=3 --workdir="$out/best/distillation"
-    python scripts/sweep.py best --vary width=2 --replicas=2 --workdir="$out/best/width"
-    python scripts/sweep.py best --vary distillation=0.9 --config.temperature=3.0 \
-        --config.teacher="$out/best/width/width=2" --replicas=3 \
+    python scripts/sweep.py warped --vary width=2 --replicas=2 --workdir="$out/best/width"
+    python scripts/sweep.py warped --vary distillation=0.9 --config.temperature=3.0 \
+        --config.teacher="$out/best/width/width=2" --replicas=6 \
         --workdir="$out/best/distillation_width"
-    python scripts/sweep.py best --vary optimizer=muon --vary learning_rate=0.01,0.03 \
+    python scripts/sweep.py warped --vary epochs=60 --config.distillation=0.9 \
+        --config.temperature=3.0 --config.teacher="$out/best/width/width=2/seed-0" --replicas=3 \
+        --workdir="$out/best/distillation_long"
+    python scripts/sweep.py warped --vary optimizer=muon --vary learning_rate=0.01,0.03 \
         --replicas=6 --workdir="$out/best/muon"
     python scripts/recompute_statistics.py "$unchanged" >"$out/best/recompute_stats.csv"
 }
@@ -161,7 +164,11 @@ run_step() {
             python scripts/study.py bn gbn_l2 label_smoothing dropout sam ema cutout elastic mixup \
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
             ;;
-        recipes) python scripts/study.py best --seeds=10 --workdir="$out/recipes" ;;
+        recipes)
+            python scripts/train.py teacher --workdir="$out/teacher"
+            python scripts/study.py warped best --seeds=10 --config.teacher="$out/teacher" \
+                --workdir="$out/recipes"
+            ;;
         fashion)
             python scripts/study.py configs/bn.py configs/l2.py configs/gbn.py --seeds=3 \
                 --config.epochs=10 --config.dataset="$fashion" --workdir="$out/fashion"

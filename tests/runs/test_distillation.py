@@ -9,7 +9,7 @@ from tiny import config, without_times
 
 from jax_mnist import runs
 from jax_mnist.config import ConfigError
-from jax_mnist.runs import history
+from jax_mnist.runs import history, study
 from jax_mnist.runs.history import HistoryError
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.trainer import StoppedError, train_together
@@ -63,3 +63,10 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(teach
     with pytest.raises(ConfigError, match=r"on train\[:300\], and this run trains on train\[:200"):
         runs.train(student(teacher, train_split="train[:200]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_with_a_missing_teacher_is_refused_before_any_run_starts(tmp_path):
+    variants = {"alone": config(seed=5), "taught": student("nowhere")}
+    with pytest.raises(HistoryError, match="nowhere holds no finished run"):
+        study.train_all(study.paired_runs(variants, 1, tmp_path / "study"))
+    assert not (tmp_path / "study").exists()

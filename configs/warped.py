@@ -1,0 +1,18 @@
+"""Ghost batch norm with weak L2 decay, strong warping of the images, and an average of the weights."""
+
+from ml_collections import ConfigDict
+
+from jax_mnist.config import base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.epochs = 25
+    config.norm = "ghost"
+    config.l2 = 1e-4
+    config.rotation = 10.0
+    config.shift = 2.0
+    config.scale = 0.1
+    config.shear = 8.0
+    config.ema = 0.998
+    return config
