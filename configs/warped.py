@@ -1,4 +1,4 @@
-"""Ghost batch norm with weak L2 decay, strong warping of the images, and an average of the weights."""
+"""Ghost batch norm with weak L2 decay, strong warping and an average of the weights."""
 
 from ml_collections import ConfigDict
 
