@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, about 36 hours
+bash scripts/reproduce.sh FOLDER              # every step, about 39 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -19,9 +19,9 @@ plain_rate     60 minutes          plain_rate.md, learning rates of a plain reci
 plain          8 hours             plain/report.md, the eight variants by it, beside study
 strengths      4 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
-best           5 hours             best.md, what was tried on held-out images to improve warped
+best           7 hours             best.md, what was tried on held-out images to improve warped
 fast           90 minutes          fast.md, how few epochs and seconds suffice
-recipes        3 hours             recipes/report.md, the recipes warped and best with ten seeds
+recipes        5 hours             recipes/report.md, the recipes warped and best with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe here and in PyTorch, which it needs
 benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
@@ -130,6 +130,7 @@ best() {
     python scripts/sweep.py warped --vary distillation=0.9 --config.temperature=3.0 \
         --config.teacher="$out/best/width/width=2" --replicas=6 \
         --workdir="$out/best/distillation_width"
+    python scripts/sweep.py warped --vary epochs=60 --replicas=3 --workdir="$out/best/long"
     python scripts/sweep.py warped --vary epochs=60 --config.distillation=0.9 \
         --config.temperature=3.0 --config.teacher="$out/best/width/width=2/seed-0" --replicas=3 \
         --workdir="$out/best/distillation_long"
@@ -165,7 +166,7 @@ run_step() {
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
             ;;
         recipes)
-            python scripts/train.py teacher --workdir="$out/teacher"
+            python scripts/train.py teacher --workdir="$out/teacher" # of best; warped ignores it
             python scripts/study.py warped best --seeds=10 --config.teacher="$out/teacher" \
                 --workdir="$out/recipes"
             ;;

@@ -164,17 +164,28 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
     return program, Progress(state, 0, (), StepMetrics(*none), np.zeros(len(runs)))
 
 
-def _teachers(config: ConfigDict, normalization: augment.Normalization) -> TrainedNetwork:
+def load_teachers(config: ConfigDict) -> TrainedNetwork:
+    """Loads the finished runs that a run with distillation learns from.
+
+    Raises:
+      ConfigError: They were trained on another split.
+      HistoryError: There are none, or they cannot be loaded.
+    """
     found = trained.load(config.teacher)
-    if found.records[0]["normalization"] != normalization._asdict():
-        raise ConfigError(
-            f"{config.teacher} was trained with other constants of normalisation: name another "
-            "teacher, of the same data set"
-        )
     if (split := found.records[0]["config"]["train_split"]) != config.train_split:
         raise ConfigError(  # it might know the images that the student is validated on
             f"{config.teacher} was trained on {split}, and this run trains on "
             f"{config.train_split}: name a teacher of the same split"
+        )
+    return found
+
+
+def _teachers(config: ConfigDict, normalization: augment.Normalization) -> TrainedNetwork:
+    found = load_teachers(config)
+    if found.records[0]["normalization"] != normalization._asdict():
+        raise ConfigError(
+            f"{config.teacher} was trained with other constants of normalisation: name another "
+            "teacher, of the same data set"
         )
     return found
 

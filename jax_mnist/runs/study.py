@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.files import PathLike
-from jax_mnist.runs import display, history, trained, trainer, workers
+from jax_mnist.runs import display, history, trainer, workers
 from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.history import Record
-from jax_mnist.runs.loop import Program, Progress
+from jax_mnist.runs.loop import Program, Progress, load_teachers
 from jax_mnist.runs.run import HISTORY, Run, check_name, finished_folders, is_finished
 
 _BOOLEANS = {"True": True, "False": False}
@@ -98,16 +98,17 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
     program train together.
 
     Raises:
-      ConfigError: A folder holds a run of another config, and nothing was trained; or see
-        `trainer.train_together`.
+      ConfigError: A folder holds a run of another config, or a teacher is of another split, and
+        nothing was trained; or see `trainer.train_together`.
       DatasetError: The data cannot be loaded.
       HistoryError: A history or a teacher cannot be read.
       LostProcessError: A worker process was killed; the others saved checkpoints.
       StoppedError: SIGINT or SIGTERM was received; checkpoints were saved.
     """
     unfinished = [run for run in runs if not is_finished(run)]
-    for teacher in {run.config.teacher for run in unfinished if run.config.distillation > 0}:
-        trained.load(teacher)  # so that a missing one is reported before any run starts
+    taught = {run.name: run.config for run in unfinished if run.config.distillation > 0}
+    for config in taught.values():
+        load_teachers(config)  # so that a missing one is reported before any run starts
     if unfinished:
         finished = len(runs) - len(unfinished)
         on_cpu = jax.default_backend() == "cpu"

@@ -54,9 +54,9 @@ def load(workdir: str | os.PathLike[str], model: nn.Module | None = None) -> Tra
 
     Raises:
       HistoryError: The folder holds no finished run, its history cannot be read, every replica
-        diverged, or `model` is not what was trained.
+        diverged, `model` is not what was trained, or the weights are damaged or belong to another
+        network.
       OSError: The weights cannot be read.
-      ValueError: The weights are damaged, or belong to another network.
     """
     records = _load_records(Path(workdir))
     config = next(iter(records.values()))["config"]
@@ -74,7 +74,7 @@ def load(workdir: str | os.PathLike[str], model: nn.Module | None = None) -> Tra
     expected = {"batch_stats": {}} | expected  # of a network without norms
     for folder, found in variables.items():
         if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, expected):
-            raise ValueError(f"{folder} holds weights of another network")
+            raise HistoryError(f"{folder} holds weights of another network")
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *variables.values())
     return TrainedNetwork(list(records.values()), model, stacked)
 

@@ -24,13 +24,15 @@ def load_variables(workdir: PathLike) -> dict[str, Any]:
 
     Raises:
       OSError: The file cannot be read.
-      HistoryError: The history beside it, which has the file's checksum, cannot be read.
-      ValueError: The file is damaged, or belongs to another run.
+      HistoryError: The file is damaged or belongs to another run, or the history beside it, which
+        has the file's checksum, cannot be read.
     """
     path = Path(workdir) / VARIABLES
     data = path.read_bytes()
     checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
     if checksum != hashlib.sha256(data).hexdigest():
-        raise ValueError(f"{path} is damaged or belongs to another run: train again to replace it")
+        raise history.HistoryError(
+            f"{path} is damaged or belongs to another run: train again to replace it"
+        )
     variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
     return variables

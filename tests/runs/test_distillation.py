@@ -65,8 +65,15 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(teach
     assert not (tmp_path / "run").exists()
 
 
-def test_a_study_with_a_missing_teacher_is_refused_before_any_run_starts(tmp_path):
-    variants = {"alone": config(seed=5), "taught": student("nowhere")}
-    with pytest.raises(HistoryError, match="nowhere holds no finished run"):
-        study.train_all(study.paired_runs(variants, 1, tmp_path / "study"))
-    assert not (tmp_path / "study").exists()
+def test_a_study_with_an_unfit_teacher_is_refused_before_any_run_starts(teacher, tmp_path):
+    damaged = shutil.copytree(teacher / "seed-0", tmp_path / "damaged")
+    (damaged / "variables.msgpack").write_bytes(b"")
+    for taught, message in (
+        (student("nowhere"), "nowhere holds no finished run"),
+        (student(damaged), "variables.msgpack is damaged"),
+        (student(teacher, train_split="train[:200]"), "name a teacher of the same split"),
+    ):
+        variants = {"alone": config(seed=5), "taught": taught}
+        with pytest.raises((ConfigError, HistoryError), match=message):
+            study.train_all(study.paired_runs(variants, 1, tmp_path / "study"))
+        assert not (tmp_path / "study").exists()

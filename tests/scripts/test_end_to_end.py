@@ -280,7 +280,7 @@ def test_an_unknown_config_is_answered_with_those_that_exist(name, config, tmp_p
     assert result.stderr == (
         f"{name}: there is no config 'gnb'; name a file, or one of best, bn, cutout, dropout, "
         "elastic, ema, fast, gbn, gbn_l1, gbn_l1_l2, gbn_l2, l1, l1_l2, l2, label_smoothing, mine, "
-        "mixup, sam\n"
+        "mixup, sam, teacher, warped\n"
     )
 
 
