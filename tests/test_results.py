@@ -273,13 +273,36 @@ def test_the_claims_are_judged_by_the_records(records):
         assert numbers(*effect) == rounded(*found.effect)
 
 
-def test_the_warped_recipe_reaches_the_mean_of_its_runs():
-    (runs,) = accuracies("recipes/results.csv").values()
-    _, _, text = (DOCS / "results.md").read_text().partition("(../configs/warped.py) end at")
+def test_the_best_recipe_reaches_the_mean_of_its_runs():
+    found = accuracies("recipes/results.csv")
+    losses = accuracies("recipes/results.csv", column="loss")
+    expected = results(found, "warped")
+    for (name, _, average, interval, *difference, loss), of_seeds in zip(
+        table("### The best on held-out images"), found.values(), strict=True
+    ):
+        runs = [*of_seeds.values()]
+        assert numbers(average, interval) == rounded(*statistics.mean_interval(runs)[:3])
+        assert numbers(average, *difference) == expected[name]
+        assert float(loss) == pytest.approx(mean(losses[name]), abs=5.1e-5)
+    _, _, text = (DOCS / "results.md").read_text().partition("(../configs/best.py) end at")
+    runs = [*found["best"].values()]
     average, low, high, worst, best, *_ = numbers(text)
-    assert average == round(mean(runs), 2)
-    assert [low, high] == rounded(*statistics.mean_interval([*runs.values()])[1:3])
-    assert [worst, best] == [min(runs.values()), max(runs.values())]
+    assert average == round(np.mean(runs), 2)
+    assert [low, high] == rounded(*statistics.mean_interval(runs)[1:3])
+    assert [worst, best] == [min(runs), max(runs)]
+    ((teacher,),) = (of.values() for of in accuracies("recipes/teacher.csv").values())
+    assert f"[{teacher:.2f} % of the test images](recipes/teacher.csv)" in text
+
+
+def test_the_recipes_are_compared_with_variants_of_the_study():
+    found = accuracies("study/results.csv") | accuracies("recipes/results.csv")
+    _, _, text = (DOCS / "results.md").read_text().partition("with the same seeds, `best` is above")
+    shown = iter(numbers(text.replace("< ", "<")))
+    for name, reference, figures in (
+        ("best", "gbn_l2", 4), ("best", "l1_l2", 4), ("warped", "gbn_l2", 4), ("warped", "l1_l2", 3)
+    ):  # fmt: skip
+        (of,) = statistics.differences(found, float, [name], reference).values()
+        assert [next(shown) for _ in range(figures)] == rounded(*of[:figures])
 
 
 def test_what_was_tried_on_the_warped_recipe():
@@ -304,7 +327,9 @@ def test_what_was_tried_on_the_warped_recipe():
         assert numbers(*difference) == rounded(*differences.get(variants[change], ()))
         assert float(loss) == pytest.approx(mean(losses[variants[change]]), abs=5.1e-5)
     of_loss = statistics.differences(losses, float, repeated[1:], "warped")
-    _, _, text = (DOCS / "results.md").read_text().partition("of distillation lower the loss")
+    _, _, text = (
+        (DOCS / "results.md").read_text().partition("shown to lower the loss")
+    )
     shown = numbers(text.replace("< ", "<"))
     for name in ("distillation=0.9,width=2", "distillation=0.9,width=2,epochs=60"):
         lower = of_loss[name]

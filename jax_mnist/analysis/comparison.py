@@ -171,9 +171,9 @@ def field_name(field: str) -> str:
 
 
 def _setting(field: str, value: Any) -> str:
-    """A value and its field, such as `ghost normalisation` or `L2 decay 0.0005`; Markdown."""
-    if isinstance(value, str):
-        return f"{escape(value)} {field_name(field)}"
+    """A value and its field: `ghost normalisation`, `no teacher`, `L2 decay 0.0005`; Markdown."""
+    if isinstance(value, str) and "/" not in value:
+        return f"{escape(value) or 'no'} {field_name(field)}"
     return f"{field_name(field)} {escape(f'{value:g}' if isinstance(value, float) else value)}"
 
 

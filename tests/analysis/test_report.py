@@ -216,6 +216,14 @@ def opening_of(records):
     return title, answer
 
 
+def test_a_variant_is_described_by_its_teacher():
+    records = study(names=("bn", "taught"))
+    for record in records:
+        record["config"]["teacher"] = "runs/wide" if record["name"] == "taught" else ""
+    results, _, _ = report.text(records).partition("## Diff")
+    assert "| baseline: no teacher |" in results and "| teacher runs/wide |" in results
+
+
 def test_the_title_names_what_is_compared():
     assert opening_of(study(names=("bn",)))[0] == "# `bn` on MNIST"
     assert opening_of(study(names=("a", "b")))[0] == "# `a` and `b` compared on MNIST"
