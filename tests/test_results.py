@@ -327,9 +327,7 @@ def test_what_was_tried_on_the_warped_recipe():
         assert numbers(*difference) == rounded(*differences.get(variants[change], ()))
         assert float(loss) == pytest.approx(mean(losses[variants[change]]), abs=5.1e-5)
     of_loss = statistics.differences(losses, float, repeated[1:], "warped")
-    _, _, text = (
-        (DOCS / "results.md").read_text().partition("shown to lower the loss")
-    )
+    _, _, text = (DOCS / "results.md").read_text().partition("shown to lower the loss")
     shown = numbers(text.replace("< ", "<"))
     for name in ("distillation=0.9,width=2", "distillation=0.9,width=2,epochs=60"):
         lower = of_loss[name]
