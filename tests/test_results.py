@@ -384,6 +384,17 @@ def test_what_was_tried_with_three_epochs():
     assert sorted(shown) == rounded(*sorted(map(mean, found.values())))
 
 
+def test_fashion_mnist():
+    found = accuracies("fashion/results.csv")
+    expected = results(found, "bn")
+    shown = table("## Fashion-MNIST")
+    assert [row[0] for row in shown] == [*found]
+    for name, accuracy, interval, *difference in shown:
+        runs = [*found[name].values()]
+        assert numbers(accuracy, interval) == rounded(*statistics.mean_interval(runs)[:3])
+        assert numbers(accuracy, *difference) == expected[name]
+
+
 def test_recomputed_statistics_change_the_accuracies_by_the_differences_of_the_runs():
     found = {}
     for row in rows("sweeps/recompute_stats.csv"):
