@@ -311,6 +311,7 @@ def test_what_was_tried_on_the_warped_recipe():
         "a rate that ends at 5 % of its peak": "final_rate=0.05",
         "Muon, learning rate 0.01": "optimizer=muon,learning_rate=0.01",
         "Muon, learning rate 0.03": "optimizer=muon,learning_rate=0.03",
+        "60 epochs": "epochs=60",
         "distillation from two networks of width 2": "distillation=0.9,width=2",
         "distillation from one of them, 60 epochs": "distillation=0.9,width=2,epochs=60",
     }
@@ -327,6 +328,10 @@ def test_what_was_tried_on_the_warped_recipe():
         assert numbers(*difference) == rounded(*differences.get(variants[change], ()))
         assert float(loss) == pytest.approx(mean(losses[variants[change]]), abs=5.1e-5)
     of_loss = statistics.differences(losses, float, repeated[1:], "warped")
+    named = "distillation=0.9,width=2,epochs=60"
+    (without,) = statistics.differences(found, float, [named], "epochs=60").values()
+    _, _, text = (DOCS / "results.md").read_text().partition("accuracy without the teacher")
+    assert numbers(text)[:3] == rounded(*without[:3])
     _, _, text = (DOCS / "results.md").read_text().partition("shown to lower the loss")
     shown = numbers(text.replace("< ", "<"))
     for name in ("distillation=0.9,width=2", "distillation=0.9,width=2,epochs=60"):
