@@ -166,7 +166,8 @@ run_step() {
                 --seeds=10 --baseline=gbn_l2 --workdir="$out/regularizers"
             ;;
         recipes)
-            python scripts/train.py teacher --workdir="$out/teacher" # of best; warped ignores it
+            python scripts/train.py teacher --workdir="$out/teacher"
+            # Only best learns from the teacher: warped has no distillation.
             python scripts/study.py warped best --seeds=10 --config.teacher="$out/teacher" \
                 --workdir="$out/recipes"
             ;;
