@@ -1,4 +1,4 @@
-"""`warped` for 60 epochs, with a wider network as its teacher, which has to be trained first."""
+"""`warped` for 60 epochs, the best on held-out images of what was tried."""
 
 from ml_collections import ConfigDict
 
@@ -15,7 +15,4 @@ def get_config() -> ConfigDict:
     config.scale = 0.1
     config.shear = 8.0
     config.ema = 0.998
-    config.teacher = "runs/teacher"
-    config.distillation = 0.9
-    config.temperature = 3.0
     return config

@@ -1,4 +1,4 @@
-"""A wider network, from which `best` learns. It is trained as `warped` is."""
+"""A wider network, from which `distilled` learns. It is trained as `warped` is."""
 
 from ml_collections import ConfigDict
 
