@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, about 39 hours
+bash scripts/reproduce.sh FOLDER              # every step, about 44 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -17,11 +17,11 @@ choice         15 minutes          choice.md, learning rates and decays on held-
 study          4 hours             study/report.md, eight variants with ten seeds
 plain_rate     60 minutes          plain_rate.md, learning rates of a plain recipe, held out
 plain          8 hours             plain/report.md, the eight variants by it, beside study
-strengths      4 hours             strengths.md, strengths of more regularisers on held-out images
+strengths      7 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
 best           7 hours             best.md, what was tried on held-out images to improve warped
 fast           90 minutes          fast.md, how few epochs and seconds suffice
-recipes        5 hours             recipes/report.md, the recipes warped and best with ten seeds
+recipes        7 hours             recipes/report.md, warped, best and distilled with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
 parity         30 minutes          parity.md, the same recipe here and in PyTorch, which it needs
 benchmark      45 minutes          benchmark.md, against PyTorch if it is installed
@@ -75,10 +75,18 @@ choice() {
 
 strengths() {
     local values
-    for values in label_smoothing=0,0.02,0.05,0.1 dropout=0.02,0.05 sam=0.05 ema=0.99,0.998 \
-        cutout=3,6 elastic=0.5,1 mixup=0.02,0.1; do
+    local second_fold=(
+        '--config.train_split=train[10000:]' '--config.validation_split=train[:10000]'
+    )
+    for values in label_smoothing=0,0.02,0.05,0.1 dropout=0.02,0.05 sam=0.02,0.05,0.1 \
+        ema=0.99,0.998 cutout=3,6 elastic=0.5,1 mixup=0.02,0.1; do
         python scripts/sweep.py gbn_l2 --vary "$values" --replicas=3 \
             --workdir="$out/strengths/${values%%=*}"
+    done
+    for values in label_smoothing=0,0.02,0.05 dropout=0.02,0.05 ema=0.99,0.998 cutout=3,6 \
+        elastic=0.5,1; do
+        python scripts/sweep.py gbn_l2 --vary "$values" --replicas=3 "${second_fold[@]}" \
+            --workdir="$out/strengths_second_fold/${values%%=*}"
     done
     python scripts/recompute_statistics.py "$out"/strengths/*/*=*/ \
         >"$out/strengths/recompute_stats.csv"
@@ -167,9 +175,9 @@ run_step() {
             ;;
         recipes)
             python scripts/train.py teacher --workdir="$out/teacher"
-            # Only best learns from the teacher: warped has no distillation.
-            python scripts/study.py warped best --seeds=10 --config.teacher="$out/teacher" \
-                --workdir="$out/recipes"
+            # Only distilled learns from the teacher: the others have no distillation.
+            python scripts/study.py warped best distilled --seeds=10 \
+                --config.teacher="$out/teacher" --workdir="$out/recipes"
             ;;
         fashion)
             python scripts/study.py configs/bn.py configs/l2.py configs/gbn.py --seeds=3 \

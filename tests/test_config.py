@@ -46,13 +46,18 @@ def test_equal_parts_have_equal_strengths():
     assert len({c.l1 for c in configs}) == len({c.l2 for c in configs}) == 2
 
 
-def test_the_best_recipe_and_its_teacher_differ_from_the_warped_in_what_they_say():
-    warped, teacher, best = (load(name) for name in ("warped", "teacher", "best"))
-    for config in (warped, teacher, best):
-        config_lib.check(config)
-    assert {f for f in warped if teacher[f] != warped[f]} == {"width"}
-    of_best = {"epochs", "teacher", "distillation", "temperature"}
-    assert {f for f in warped if best[f] != warped[f]} == of_best
+@pytest.mark.parametrize(
+    ("name", "like", "fields"),
+    [
+        ("best", "warped", {"epochs"}),
+        ("teacher", "warped", {"width"}),
+        ("distilled", "best", {"teacher", "distillation", "temperature"}),
+    ],
+)
+def test_a_longer_recipe_differs_from_another_in_what_it_says(name, like, fields):
+    config, other = load(name), load(like)
+    config_lib.check(config)
+    assert {field for field in other if config[field] != other[field]} == fields
 
 
 def test_a_config_is_locked_and_typed():
