@@ -72,24 +72,47 @@ def test_what_more_regularisers_do_is_the_difference_of_their_runs():
     assert {name: numbers(*cells) for name, *cells, _ in shown} == results(found, "gbn_l2")
 
 
-def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
-    fields = {
-        "label smoothing": "label_smoothing",
-        "dropout of channels before the last layer": "dropout",
-        "sharpness-aware minimisation": "sam",
-        "average of the weights": "ema",
-        "cutout, pixels": "cutout",
-        "elastic deformation, pixels": "elastic",
-        "mixup": "mixup",
-    }
-    base = "label_smoothing=0.0"
-    found = accuracies(*(f"sweeps/{field}.csv" for field in fields.values()))
-    (_, _, *nothing), *others = table("### More regularisers: their strengths")
-    shown, field = {base: numbers(*nothing)}, ""
+FIELDS = {
+    "label smoothing": "label_smoothing",
+    "dropout of channels before the last layer": "dropout",
+    "sharpness-aware minimisation": "sam",
+    "average of the weights": "ema",
+    "cutout, pixels": "cutout",
+    "elastic deformation, pixels": "elastic",
+    "mixup": "mixup",
+}
+
+
+def strengths(words):
+    """By variant, the cells of a table of strengths whose first row adds nothing."""
+    (_, _, *nothing), *others = table(words)
+    found, field = {"label_smoothing=0.0": nothing}, ""
     for name, strength, *cells in others:
-        field = fields[name] if name else field
-        shown[f"{field}={float(strength)}"] = numbers(*cells)
-    assert shown == results(found, base)
+        field = FIELDS[name] if name else field
+        found[f"{field}={float(strength)}"] = cells
+    return found
+
+
+def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
+    found = accuracies(*(f"sweeps/{field}.csv" for field in FIELDS.values()))
+    shown = strengths("### More regularisers: their strengths")
+    expected = results(found, "label_smoothing=0.0")
+    assert {name: numbers(*cells) for name, cells in shown.items()} == expected
+
+
+def test_the_strengths_are_compared_on_a_second_fold():
+    first = accuracies(*(f"sweeps/{field}.csv" for field in FIELDS.values()))
+    second = accuracies("sweeps/second_fold.csv")
+    shown = strengths("trained again with other")
+    assert set(shown) == set(second)
+    for name, cells in shown.items():
+        of_folds = [mean(first[name]), mean(second[name])]
+        assert numbers(*cells) == rounded(*of_folds, np.mean(of_folds))
+    expected = statistics.differences(second, float, list(second)[1:], "label_smoothing=0.0")
+    _, _, text = (DOCS / "results.md").read_text().partition("On the second fold, too")
+    low, high, p, *_ = numbers(text)
+    assert [low, high] == rounded(*(f(e.mean for e in expected.values()) for f in (min, max)))
+    assert min(e.p for e in expected.values()) > p
 
 
 def test_the_rates_of_the_plain_recipe():
@@ -365,12 +388,14 @@ def test_the_first_choice_of_a_rate_and_a_decay():
     assert len(shown) == len(found)
 
 
-def test_dropout_after_the_max_pool():
-    found = accuracies("sweeps/dropout_pool.csv")
-    shown = {f"dropout={row[0]}": numbers(*row[1:]) for row in table("Dropout of channels after")}
+def test_dropout_after_the_max_pool_and_more_strengths_of_sam():
+    found = accuracies("sweeps/dropout_pool.csv", "sweeps/sam_more.csv")
+    fields, field, shown = {"dropout after the max-pool": "dropout"} | FIELDS, "", {}
+    for name, strength, *cells in table("Dropout of channels after the max-pool, and"):
+        field = fields[name] if name else field
+        shown[f"{field}={float(strength)}"] = numbers(*cells)
     expected = results(found, "dropout=0.0")
-    assert shown == {name: expected[name] for name in shown}
-    assert len(shown) == len(found) - 1
+    assert shown == {name: expected[name] for name in found if name != "dropout=0.0"}
 
 
 def test_few_epochs_reach_the_means_of_their_runs():
