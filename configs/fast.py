@@ -1,4 +1,4 @@
-"""About 99.4 % in eight epochs."""
+"""Few epochs: ten reach a mean of 99.4 %."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ from jax_mnist.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.epochs = 8
+    config.epochs = 10
     config.batch_size = 64
     config.norm = "ghost"
     config.l2 = 1e-4

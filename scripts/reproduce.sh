@@ -121,7 +121,7 @@ fast() {
     vary_fast 8 --vary ema=0.99,0.998 --vary learning_rate=0.1,0.2 --config.epochs=8
     python scripts/recompute_statistics.py "$out"/fast/epochs/*=*/ >"$out/fast/recompute_stats.csv"
     test_fast 1 --config.ema=0
-    for epochs in 2 3 8; do
+    for epochs in 2 3 8 9 10; do
         test_fast "$epochs"
     done
 }

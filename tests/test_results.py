@@ -403,13 +403,29 @@ def test_few_epochs_reach_the_means_of_their_runs():
         "epochs=1": accuracies("sweeps/fast_1.csv")["ema=0.0,batch_size=64,learning_rate=0.2"],
         "epochs=8": accuracies("sweeps/fast_8.csv")["ema=0.998,learning_rate=0.2"],
     }
-    tested = accuracies("fast.csv")
-    for epochs, of_held_out, *of_tested, _ in table("### Few epochs"):
+    tested, seconds = (accuracies("fast.csv", column=c) for c in ("accuracy_percent", "seconds"))
+    shown = table("### Few epochs")
+    assert {f"epochs={row[0]}" for row in shown} == set(held_out) | set(tested)
+    for epochs, of_held_out, *of_tested in shown:
         name = f"epochs={epochs}"
-        assert numbers(of_held_out) == rounded(mean(held_out[name]))
-        runs = [*tested.get(name, {}).values()]
-        expected = statistics.mean_interval(runs)[:3] if runs else ()
+        assert numbers(of_held_out) == rounded(*(mean(held_out[n]) for n in held_out if n == name))
+        expected = ()
+        if name in tested:
+            interval = statistics.mean_interval([*tested[name].values()])
+            expected = (*interval[:3], np.median([seconds[name][seed] for seed in (2, 3, 4)]))
         assert numbers(*of_tested) == rounded(*expected)
+    before = [*accuracies("fast_before.csv")["epochs=8"].values()]
+    _, _, text = (DOCS / "results.md").read_text().partition("on an older AMD EPYC, reached")
+    both = [*before, *tested["epochs=8"].values()]
+    assert numbers(text)[:2] == rounded(np.mean(before), np.mean(both))
+
+
+def test_a_run_of_two_epochs_alone_takes_the_seconds_of_its_rounds():
+    taken = {cores: [] for cores in ("2", "1")}
+    for row in rows("fast_alone.csv"):
+        taken[row["cores"]].append(float(row["seconds"]))
+    _, _, text = (DOCS / "results.md").read_text().partition("gains little from both cores")
+    assert numbers(text)[:4] == [f(found) for found in taken.values() for f in (min, max)]
 
 
 def test_what_was_tried_with_three_epochs():
