@@ -12,7 +12,7 @@ from jax_mnist.analysis import claims, plain, planning, statistics
 from jax_mnist.runs import study
 
 DOCS = Path(__file__).parents[1] / "docs"
-COMMITTED = [*DOCS.glob("sweeps/*.csv"), *DOCS.glob("*.csv"), *DOCS.glob("*/results.csv")]
+COMMITTED = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.csv"))
 
 
 def rows(path):
@@ -310,6 +310,9 @@ def test_the_longer_recipes_reach_the_means_of_their_runs():
     (taught,) = statistics.differences(found, float, ["distilled"], "best").values()
     _, _, text = (DOCS / "results.md").read_text().partition("not shown to add")
     assert numbers(text)[:3] == rounded(*taught[:3])
+    (of_loss,) = statistics.differences(losses, float, ["distilled"], "best").values()
+    assert numbers(text)[3:6] == pytest.approx(of_loss[:3], abs=5.1e-5)
+    assert numbers(text)[6:7] == rounded(of_loss.p)
     _, _, text = (DOCS / "results.md").read_text().partition("(../configs/best.py) end at")
     runs = [*found["best"].values()]
     average, low, high, worst, best, *_ = numbers(text)
@@ -418,6 +421,9 @@ def test_few_epochs_reach_the_means_of_their_runs():
     _, _, text = (DOCS / "results.md").read_text().partition("on an older AMD EPYC, reached")
     both = [*before, *tested["epochs=8"].values()]
     assert numbers(text)[:2] == rounded(np.mean(before), np.mean(both))
+    (more,) = statistics.differences(tested, float, ["epochs=10"], "epochs=9").values()
+    _, _, text = text.partition("because it passes here")
+    assert numbers(text)[:3] == rounded(*more[:3])
 
 
 def test_a_run_of_two_epochs_alone_takes_the_seconds_of_its_rounds():
@@ -455,8 +461,6 @@ def test_recomputed_statistics_change_the_accuracies_by_the_differences_of_the_r
     assert sorted(shown) == rounded(*sorted(changes.values()))
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", COMMITTED)
 def test_committed_runs_are_linked(path):
-    folder = path.parent.relative_to(DOCS)
-    text = (DOCS / "results.md").read_text()
-    assert f"]({path.relative_to(DOCS)})" in text or f"]({folder})" in text
+    assert f"]({path})" in (DOCS / "results.md").read_text()
