@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Repeats the experiments whose tables are in README.md and docs.
 
-bash scripts/reproduce.sh FOLDER              # every step, about 44 hours
+bash scripts/reproduce.sh FOLDER              # every step, about 45 hours
 bash scripts/reproduce.sh FOLDER STEP ...     # some steps, in this order
 
 A step writes its results into FOLDER. A step whose results are there already is skipped; delete
@@ -20,7 +20,7 @@ plain_rate     60 minutes          plain_rate.md, learning rates of a plain reci
 plain          8 hours             plain/report.md, the eight variants by it, beside study
 strengths      7 hours             strengths.md, strengths of more regularisers on held-out images
 regularizers   6 hours             regularizers/report.md, more regularisers with ten seeds
-best           7 hours             best.md, what was tried on held-out images to improve warped
+best           8 hours             best.md, what was tried on held-out images to improve warped
 fast           90 minutes          fast.md, how few epochs and seconds suffice
 recipes        7 hours             recipes/report.md, warped, best and distilled with ten seeds
 fashion        15 minutes          fashion/report.md, Fashion-MNIST with three seeds
@@ -140,6 +140,10 @@ best() {
         --config.teacher="$out/best/width/width=2" --replicas=6 \
         --workdir="$out/best/distillation_width"
     python scripts/sweep.py warped --vary epochs=60 --replicas=3 --workdir="$out/best/long"
+    python scripts/sweep.py warped --vary epochs=60 --config.final_rate=0.05 --config.ema=0.9995 \
+        --replicas=3 --workdir="$out/best/long_final_rate"
+    python scripts/sweep.py warped --vary epochs=60 --config.optimizer=muon \
+        --config.learning_rate=0.03 --replicas=3 --workdir="$out/best/long_muon"
     python scripts/sweep.py warped --vary epochs=60 --config.distillation=0.9 \
         --config.temperature=3.0 --config.teacher="$out/best/width/width=2/seed-0" --replicas=3 \
         --workdir="$out/best/distillation_long"

@@ -342,6 +342,8 @@ def test_what_was_tried_on_the_warped_recipe():
         "Muon, learning rate 0.01": "optimizer=muon,learning_rate=0.01",
         "Muon, learning rate 0.03": "optimizer=muon,learning_rate=0.03",
         "60 epochs": "epochs=60",
+        "60 epochs, to 5 %, average of 0.9995": "epochs=60,final_rate=0.05,ema=0.9995",
+        "60 epochs, Muon, learning rate 0.03": "epochs=60,optimizer=muon,learning_rate=0.03",
         "distillation from two networks of width 2": "distillation=0.9,width=2",
         "distillation from one of them, 60 epochs": "distillation=0.9,width=2,epochs=60",
     }
