@@ -45,12 +45,15 @@ def mean(runs):
     return np.mean([*runs.values()])
 
 
+def after(words, page="results.md"):
+    """The text of a page after some words."""
+    return (DOCS / page).read_text().partition(words)[2]
+
+
 def table(words, page="results.md"):
     """The cells of the first table after some words, row by row, without markup."""
-    _, _, text = (DOCS / page).read_text().partition(words)
-    lines = iter(text.splitlines())
     found = []
-    for line in lines:
+    for line in after(words, page).splitlines():
         if line.startswith("|"):
             cells = line.replace("**", "").replace("`", "").split("|")[1:-1]
             found.append([cell.strip() for cell in cells])
@@ -73,35 +76,37 @@ def test_what_more_regularisers_do_is_the_difference_of_their_runs():
 
 
 FIELDS = {
+    "nothing": "label_smoothing",
     "label smoothing": "label_smoothing",
     "dropout of channels before the last layer": "dropout",
+    "dropout after the max-pool": "dropout",
     "sharpness-aware minimisation": "sam",
     "average of the weights": "ema",
     "cutout, pixels": "cutout",
     "elastic deformation, pixels": "elastic",
     "mixup": "mixup",
 }
+SWEEPS = [f"sweeps/{field}.csv" for field in dict.fromkeys(FIELDS.values())]
 
 
 def strengths(words):
-    """By variant, the cells of a table of strengths whose first row adds nothing."""
-    (_, _, *nothing), *others = table(words)
-    found, field = {"label_smoothing=0.0": nothing}, ""
-    for name, strength, *cells in others:
+    """By variant, the cells of a table of strengths; a row without a name is of the one above."""
+    found, field = {}, ""
+    for name, strength, *cells in table(words):
         field = FIELDS[name] if name else field
-        found[f"{field}={float(strength)}"] = cells
+        found[f"{field}={float(strength or 0)}"] = cells
     return found
 
 
 def test_the_strengths_are_compared_by_the_runs_of_the_sweeps():
-    found = accuracies(*(f"sweeps/{field}.csv" for field in FIELDS.values()))
+    found = accuracies(*SWEEPS)
     shown = strengths("### More regularisers: their strengths")
     expected = results(found, "label_smoothing=0.0")
     assert {name: numbers(*cells) for name, cells in shown.items()} == expected
 
 
 def test_the_strengths_are_compared_on_a_second_fold():
-    first = accuracies(*(f"sweeps/{field}.csv" for field in FIELDS.values()))
+    first = accuracies(*SWEEPS)
     second = accuracies("sweeps/second_fold.csv")
     shown = strengths("trained again with other")
     assert set(shown) == set(second)
@@ -109,7 +114,7 @@ def test_the_strengths_are_compared_on_a_second_fold():
         of_folds = [mean(first[name]), mean(second[name])]
         assert numbers(*cells) == rounded(*of_folds, np.mean(of_folds))
     expected = statistics.differences(second, float, list(second)[1:], "label_smoothing=0.0")
-    _, _, text = (DOCS / "results.md").read_text().partition("On the second fold, too")
+    text = after("On the second fold, too")
     low, high, p, *_ = numbers(text)
     assert [low, high] == rounded(*(f(e.mean for e in expected.values()) for f in (min, max)))
     assert min(e.p for e in expected.values()) > p
@@ -219,10 +224,10 @@ def test_the_answer_of_the_readme():
     of_study, of_plain = (
         effects(accuracies(f"{name}/results.csv"))["L2"] for name in ("study", "plain")
     )
-    _, _, text = (DOCS / "../README.md").read_text().partition("The answer depends on the recipe")
+    text = after("The answer depends on the recipe", "../README.md")
     in_plain = (-of_plain.mean, -of_plain.high, -of_plain.low)
     assert numbers(text)[:6] == rounded(*of_study[:3], *in_plain)
-    _, _, text = (DOCS / "results.md").read_text().partition("In short:")
+    text = after("In short:")
     assert numbers(text)[:6] == rounded(*of_study[:3], *in_plain)
 
 
@@ -230,7 +235,7 @@ def test_the_first_runs_by_the_plain_recipe():
     before, now = (accuracies(f"plain/{name}.csv") for name in ("before", "results"))
     again = {name: {seed: now[name][seed] for seed in runs} for name, runs in before.items()}
     mixed = {name: now[name] | runs for name, runs in before.items()}
-    _, _, text = (DOCS / "results.md").read_text().partition("The effect of L2 over these seven")
+    text = after("The effect of L2 over these seven")
     l2, l1 = [*effects(before)["L2"], *effects(again)["L2"]], effects(mixed)["L1"]
     assert numbers(text)[:10] == rounded(*l2, l1.mean, l1.p)
 
@@ -252,7 +257,7 @@ def test_the_earlier_study():
         assert numbers(cells[0]) == rounded(means[name] - means["bn"])
         assert numbers(this) == rounded(of_study[name] - of_study["bn"])
         assert not more or numbers(more) == rounded(of_regularizers[name] - of_regularizers["bn"])
-    _, _, text = (DOCS / "results.md").read_text().partition("From the means of the earlier")
+    text = after("From the means of the earlier")
     expected = rounded(*(np.mean(by_pair(regularizer, means)) for regularizer in PAIRS))
     assert numbers(text)[:3] == expected
 
@@ -308,12 +313,12 @@ def test_the_longer_recipes_reach_the_means_of_their_runs():
         assert numbers(average, *difference) == expected[name]
         assert float(loss) == pytest.approx(mean(losses[name]), abs=5.1e-5)
     (taught,) = statistics.differences(found, float, ["distilled"], "best").values()
-    _, _, text = (DOCS / "results.md").read_text().partition("not shown to add")
+    text = after("not shown to add")
     assert numbers(text)[:3] == rounded(*taught[:3])
     (of_loss,) = statistics.differences(losses, float, ["distilled"], "best").values()
     assert numbers(text)[3:6] == pytest.approx(of_loss[:3], abs=5.1e-5)
     assert numbers(text)[6:7] == rounded(of_loss.p)
-    _, _, text = (DOCS / "results.md").read_text().partition("(../configs/best.py) end at")
+    text = after("(../configs/best.py) end at")
     runs = [*found["best"].values()]
     average, low, high, worst, best, *_ = numbers(text)
     assert average == round(np.mean(runs), 2)
@@ -326,8 +331,8 @@ def test_the_longer_recipes_reach_the_means_of_their_runs():
 
 def test_the_recipes_are_compared_with_variants_of_the_study():
     found = accuracies("study/results.csv") | accuracies("recipes/results.csv")
-    _, _, text = (DOCS / "results.md").read_text().partition("with the same seeds, `best` is above")
-    shown = iter(numbers(text.replace("< ", "<")))
+    text = after("with the same seeds, `best` is above")
+    shown = iter(numbers(text))
     for name, reference, figures in (
         ("best", "gbn_l2", 4), ("best", "l1_l2", 4), ("warped", "gbn_l2", 4), ("warped", "l1_l2", 3)
     ):  # fmt: skip
@@ -362,10 +367,10 @@ def test_what_was_tried_on_the_warped_recipe():
     of_loss = statistics.differences(losses, float, repeated[1:], "warped")
     shorter, longer = list(variants.values())[-2:]
     (without,) = statistics.differences(found, float, [longer], "epochs=60").values()
-    _, _, text = (DOCS / "results.md").read_text().partition("the difference by the teacher")
+    text = after("the difference by the teacher")
     assert numbers(text)[:3] == rounded(*without[:3])
-    _, _, text = (DOCS / "results.md").read_text().partition("shown to lower the loss")
-    shown = numbers(text.replace("< ", "<"))
+    text = after("shown to lower the loss")
+    shown = numbers(text)
     for name in (shorter, longer):
         lower = of_loss[name]
         expected = (-lower.mean, -lower.high, -lower.low)
@@ -395,12 +400,11 @@ def test_the_first_choice_of_a_rate_and_a_decay():
 
 def test_dropout_after_the_max_pool_and_more_strengths_of_sam():
     found = accuracies("sweeps/dropout_pool.csv", "sweeps/sam_more.csv")
-    fields, field, shown = {"dropout after the max-pool": "dropout"} | FIELDS, "", {}
-    for name, strength, *cells in table("Dropout of channels after the max-pool, and"):
-        field = fields[name] if name else field
-        shown[f"{field}={float(strength)}"] = numbers(*cells)
+    shown = strengths("Dropout of channels after the max-pool, and")
     expected = results(found, "dropout=0.0")
-    assert shown == {name: expected[name] for name in found if name != "dropout=0.0"}
+    assert {name: numbers(*cells) for name, cells in shown.items()} == {
+        name: expected[name] for name in found if name != "dropout=0.0"
+    }
 
 
 def test_few_epochs_reach_the_means_of_their_runs():
@@ -419,8 +423,12 @@ def test_few_epochs_reach_the_means_of_their_runs():
             interval = statistics.mean_interval([*tested[name].values()])
             expected = (*interval[:3], np.median([seconds[name][seed] for seed in (2, 3, 4)]))
         assert numbers(*of_tested) == rounded(*expected)
+    briefly = numbers(after("- **Few epochs**"))
+    for i, epochs in enumerate((10, 8, 2)):
+        interval = statistics.mean_interval([*tested[f"epochs={epochs}"].values()])
+        assert briefly[3 * i : 3 * i + 3] == pytest.approx(interval[:3], abs=5.1e-3)
     before = [*accuracies("fast_before.csv")["epochs=8"].values()]
-    _, _, text = (DOCS / "results.md").read_text().partition("on an older AMD EPYC, reached")
+    text = after("on an older AMD EPYC, reached")
     both = [*before, *tested["epochs=8"].values()]
     assert numbers(text)[:2] == rounded(np.mean(before), np.mean(both))
     (more,) = statistics.differences(tested, float, ["epochs=10"], "epochs=9").values()
@@ -432,7 +440,7 @@ def test_a_run_of_two_epochs_alone_takes_the_seconds_of_its_rounds():
     taken = {cores: [] for cores in ("2", "1")}
     for row in rows("fast_alone.csv"):
         taken[row["cores"]].append(float(row["seconds"]))
-    _, _, text = (DOCS / "results.md").read_text().partition("gains little from both cores")
+    text = after("gains little from both cores")
     assert numbers(text)[:4] == [f(found) for found in taken.values() for f in (min, max)]
 
 
