@@ -34,6 +34,16 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def in_float64():
+    """Two ways to compute the same, if only JAX's arrays are float64, agree to nine digits.
+
+    This is a million times less precise than float64's rounding, on any processor.
+    """
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def browser():
     with browser_lib.chromium() as started:

@@ -13,10 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from norm_reference import inference
+from rounding import Rounded
 
 from jax_mnist import config as config_lib
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.training import recipe
+from jax_mnist.training import augment, recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,16 @@ class Tiny(nn.Module):
         if dropout is not None:
             x *= dropout.factors(16)
         return nn.Dense(10)(x)
+
+
+def rounded_logits(variables, images, normalization=augment.MNIST):
+    """Those of `Tiny` with ghost batch norm in inference, of uint8 images, in float64."""
+    x = (Rounded(images) / 255 - normalization.mean) / normalization.std
+    x = x.rearranged(lambda a: a.reshape(len(a), 4, 7, 4, 7)).mean((2, 4))
+    dense = variables["params"]["Dense_0"]
+    of_norm = {kind: tree["GhostBatchNorm_0"] for kind, tree in variables.items()}
+    x = inference(of_norm, x.rearranged(lambda a: a.reshape(len(a), 16)))
+    return (x.rearranged(lambda a: a[:, :, None]) * dense["kernel"]).sum(1) + dense["bias"]
 
 
 @contextlib.contextmanager
@@ -72,6 +84,11 @@ def config(**fields):
     )
     made.update(**fields)
     return made
+
+
+def wide(tree):
+    """With float64 for float32: a step of such a state is computed in float64, where JAX may."""
+    return jax.tree.map(lambda a: a.astype(float) if a.dtype == jnp.float32 else a, tree)
 
 
 def kept(progress):

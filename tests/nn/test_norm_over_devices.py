@@ -1,4 +1,4 @@
-"""Ghost batches of a batch that is spread over devices are those of one device."""
+"""Ghost batches of a batch that is spread over devices are those of one device, in float64."""
 
 import functools
 import itertools
@@ -12,6 +12,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from norm_reference import Reference
+from rounding import assert_close
 
 from jax_mnist.nn import nnx as ours_nnx
 from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
@@ -58,16 +60,16 @@ def trained_nnx(variables, x, cotangent, **arguments):
     return y, gradients[1], {"batch_stats": state}, nnx.to_pure_dict(gradients[0])
 
 
+def expected_of(x, cotangent, size, rule="mean", **arguments):
+    reference = Reference(VARIABLES, x, size, momentum=0.8, **arguments)
+    dx, scale, bias = reference.gradients(cotangent)
+    statistics = dict(zip(("mean", "var"), reference.updated(rule), strict=True))
+    return reference.output(), dx, {"batch_stats": statistics}, {"scale": scale, "bias": bias}
+
+
 @functools.cache
 def on_one_device(size, rule="mean", masked=False):
-    norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule)
-    return jax.jit(functools.partial(trained, norm))(
-        VARIABLES, X, COTANGENT, MASK if masked else None
-    )
-
-
-def close(found, expected):
-    chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), atol=2e-5)
+    return expected_of(X, COTANGENT, size, rule, mask=MASK if masked else None)
 
 
 def spread(mesh, spec, *arrays):
@@ -98,7 +100,7 @@ def check_mesh(spec, size, kind):
         found = step(VARIABLES, x, cotangent, mask if masked else None)
     if kind == AxisType.Explicit:
         assert found[0].sharding.is_equivalent_to(x.sharding, x.ndim)
-    close(found, on_one_device(size, rule, masked))
+    assert_close(found, on_one_device(size, rule, masked))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def check_mapped(size, rule, masked):
 
     with jax.set_mesh(mesh):
         found = mapped(mesh, step)(VARIABLES, *spread(mesh, P("data"), X, COTANGENT, MASK))
-    close(found, on_one_device(size, rule, masked))
+    assert_close(found, on_one_device(size, rule, masked))
 
 
 @pytest.mark.parametrize(
@@ -165,12 +167,10 @@ def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(t
 def test_as_many_ghost_batches_on_each_device_may_still_be_of_different_sizes():
     """Eight ghost batches of 36 examples, of which the first four have 5: two for each device."""
     x, cotangent = np.float32(np.random.default_rng(1).normal(2, 3, (2, 36, 3, 8)))
-    norm = GhostBatchNorm(ghost_batch_size=5, momentum=0.8, axis_name="data")
-    alone = jax.jit(functools.partial(trained, norm.clone(axis_name=None)))
-    expected = alone(VARIABLES, x, cotangent)
+    norm = GhostBatchNorm(ghost_batch_size=5, momentum=0.8, axis_name=("outer", "inner"))
     over_axes = jax.vmap(
         jax.vmap(
-            functools.partial(trained, norm.clone(axis_name=("outer", "inner"))),
+            functools.partial(trained, norm),
             axis_name="inner",
             in_axes=(None, 0, 0),
         ),
@@ -179,9 +179,10 @@ def test_as_many_ghost_batches_on_each_device_may_still_be_of_different_sizes():
     )
     parts = (a.reshape(2, 2, 9, 3, 8) for a in (x, cotangent))
     y, dx, updates, gradients = jax.jit(over_axes)(VARIABLES, *parts)
-    close((y.reshape(x.shape), dx.reshape(x.shape)), expected[:2])
-    close(jax.tree.map(lambda a: a[1, 0], updates), expected[2])
-    close(jax.tree.map(lambda a: a.sum((0, 1)), gradients), expected[3])
+    updates = jax.tree.map(lambda a: a[1, 0], updates)
+    gradients = jax.tree.map(lambda a: a.sum((0, 1)), gradients)
+    found = y.reshape(x.shape), dx.reshape(x.shape), updates, gradients
+    assert_close(found, expected_of(x, cotangent, 5))
 
 
 @pytest.mark.usefixtures("quickly_compiled")
@@ -198,7 +199,7 @@ def test_features_may_be_spread_explicitly_where_the_batch_is_mapped():
             )
         )
         found = step(VARIABLES, *spread(mesh, P("data", None, "model"), X, COTANGENT))
-    close(found, on_one_device(10))
+    assert_close(found, on_one_device(10))
 
 
 @pytest.mark.usefixtures("quickly_compiled")
@@ -213,8 +214,8 @@ def test_the_nnx_layer_over_a_mesh_and_over_a_mapped_axis():
         x, cotangent, mask = spread(mesh, P("data"), X, COTANGENT, MASK)
         over_mesh = jax.jit(functools.partial(trained_nnx, **arguments))(VARIABLES, x, cotangent)
         over_axis = mapped(mesh, step)(VARIABLES, x, cotangent, mask)
-    close(over_mesh, on_one_device(10, "sequential"))
-    close(over_axis, on_one_device(10, "sequential"))
+    assert_close(over_mesh, on_one_device(10, "sequential"))
+    assert_close(over_axis, on_one_device(10, "sequential"))
 
 
 @pytest.mark.usefixtures("quickly_compiled")
@@ -240,25 +241,27 @@ def test_each_group_of_devices_holds_a_batch_of_its_own():
     with jax.set_mesh(mesh):
         found = over_devices(VARIABLES, *spread(mesh, P("data"), X, COTANGENT))
     y, dx, updates = jax.device_get(found)
-    alone = norm.clone(axis_name=None, axis_index_groups=None)
     for half, devices in enumerate(((2, 0), (1, 3))):
         own = order[12 * half : 12 * half + 12]
-        expected = jax.jit(functools.partial(trained, alone))(VARIABLES, X[own], COTANGENT[own])
+        expected = expected_of(X[own], COTANGENT[own], 5, "sequential")
         for device in devices:
             shared = jax.tree.map(lambda a: a[device], updates)  # noqa: B023
-            close((y[own], dx[own], shared), expected[:3])
+            assert_close((y[own], dx[own], shared), expected[:3])
 
 
 @pytest.mark.parametrize("arguments", [{}, {"use_fast_variance": False}])
 def test_with_one_ghost_batch_over_all_devices_it_is_flax_batch_norm(arguments):
     mapped_over = {"momentum": 0.8, "axis_name": "batch", **arguments}
     x, cotangent = (a.reshape(4, 6, 3, 8) for a in (X, COTANGENT))
-    results = []
+    outputs, expected = [], expected_of(X, COTANGENT, 24, **arguments)
     for norm in (GhostBatchNorm(ghost_batch_size=24, **mapped_over), nn.BatchNorm(**mapped_over)):
         step = jax.vmap(functools.partial(trained, norm), in_axes=(None, 0, 0), axis_name="batch")
-        results.append(jax.jit(step)(VARIABLES, x, cotangent))
-    chex.assert_trees_all_equal(results[0][0], results[1][0])
-    close(results[0], results[1])
+        y, dx, updates, gradients = jax.jit(step)(VARIABLES, x, cotangent)
+        updates = jax.tree.map(lambda a: a[3], updates)
+        gradients = jax.tree.map(lambda a: a.sum(0), gradients)
+        assert_close((y.reshape(X.shape), dx.reshape(X.shape), updates, gradients), expected)
+        outputs.append(y)
+    chex.assert_trees_all_equal(*outputs)
 
 
 def collectives(function, *arguments):

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import config, without_times
+from rounding import assert_close, cross_entropy, log_softmax
+from tiny import config, rounded_logits, without_times
 
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
@@ -106,10 +107,13 @@ def test_the_saved_variables_give_the_recorded_predictions(run):
     network = recipe.make_model(ConfigDict(record["config"]))
     test = datasets.load("mnist", "test[:150]")
     result = evaluate(network, load_variables(workdir), test)
-    predictions = record["predictions"]
-    np.testing.assert_allclose(result.probabilities, predictions["probabilities"], atol=1e-6)
-    assert result.accuracy == record["metrics"]["validation_accuracy"][-1]
-    np.testing.assert_allclose(result.loss, record["metrics"]["validation_loss"][-1], rtol=1e-6)
+    predictions, metrics = record["predictions"], record["metrics"]
+    logits = rounded_logits(load_variables(workdir), test.images)
+    for probabilities in (result.probabilities, predictions["probabilities"]):
+        assert_close(probabilities, log_softmax(logits).exp())
+    assert result.accuracy == metrics["validation_accuracy"][-1]
+    for loss in (result.loss, metrics["validation_loss"][-1]):
+        assert_close(loss, cross_entropy(logits, test.labels))
     np.testing.assert_array_equal(predictions["label"], test.labels)
     wrong = np.flatnonzero(predictions["prediction"] != test.labels)
     np.testing.assert_array_equal(record["mistakes"]["index"], wrong)
@@ -259,14 +263,13 @@ def test_a_folder_is_trained_on_with_its_own_constants_and_resumes_with_the_same
     assert expected["normalization"] == constants
     assert constants["mean"] > 0.8  # a dark digit on light paper
     assert expected["label_names"] == list("0123456789")
-    result = evaluate(
-        recipe.make_model(own(idx_folder)),
-        load_variables(workdir),
-        datasets.load(str(idx_folder), "test"),
-        normalization=augment.Normalization(**constants),
-    )
-    probabilities = expected["predictions"]["probabilities"]
-    np.testing.assert_allclose(result.probabilities, probabilities, atol=1e-6)
+    variables, test = load_variables(workdir), datasets.load(str(idx_folder), "test")
+    normalization = augment.Normalization(**constants)
+    model = recipe.make_model(own(idx_folder))
+    result = evaluate(model, variables, test, normalization=normalization)
+    logits = rounded_logits(variables, test.images, normalization)
+    for probabilities in (result.probabilities, expected["predictions"]["probabilities"]):
+        assert_close(probabilities, log_softmax(logits).exp())
 
     (workdir / "history.pkl").unlink()  # as if it had been stopped
     file = idx_folder / "train-images-idx3-ubyte"

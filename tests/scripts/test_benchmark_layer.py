@@ -19,6 +19,7 @@ def benchmark():
     return modules.load("scripts/benchmark_layer.py")
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_every_way_normalises_alike(benchmark):
     @jax.jit  # one program compiles faster than each operation by itself
     def outputs(x):
@@ -27,8 +28,8 @@ def test_every_way_normalises_alike(benchmark):
         return [benchmark.batch(variables, x), *(way(variables, x, size=4) for way in ways)]
 
     (batch, _), ghost, vmap, (loop, _) = outputs(jax.random.normal(jax.random.key(1), (8, 3)))
-    chex.assert_trees_all_close(vmap, ghost, atol=1e-5)
-    chex.assert_trees_all_close(loop, ghost[0], atol=1e-5)
+    chex.assert_trees_all_close(vmap, ghost, rtol=1e-9, atol=1e-9)
+    chex.assert_trees_all_close(loop, ghost[0], rtol=1e-9, atol=1e-9)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(batch, ghost[0], atol=1e-2)
 

@@ -50,6 +50,7 @@ def test_a_displacement_and_an_affine_map_are_one_interpolation():
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_strength_zero_changes_nothing_and_another_does():
     given = {"brightness": 0.2, "contrast": 0.2, "rotation": 10.0, "shift": 2.0}
     args = KEYS[:4], LEVELS
@@ -57,7 +58,7 @@ def test_strength_zero_changes_nothing_and_another_does():
     for own in ({}, {"elastic": 3.0}, {"cutout": 3.0}):
         params = augment.AugmentParams(**given, **own)
         found = augmented(*args, params, augment.MNIST, ("elastic", "cutout"))
-        assert np.allclose(found, usual, atol=1e-5) == (not own)
+        assert np.allclose(found, usual, rtol=1e-9, atol=1e-9) == (not own)
 
 
 def test_a_square_is_cut_out_around_a_pixel_of_the_image():

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from absl.testing import parameterized
+from rounding import Rounded, assert_close
 
 from jax_mnist.training import optim
 
@@ -16,10 +17,10 @@ GRADS = {"w": np.array([[0.1, 0.2], [0.3, -0.4]], np.float32), "b": np.array([0.
 
 def torch_sgd(params, grads, steps, lr, l1, l2, momentum, nesterov):
     """torch.optim.SGD as its documentation states it, with L1 added to the loss."""
-    params = {k: np.float64(p) for k, p in params.items()}
+    params = {k: Rounded(p) for k, p in params.items()}
     velocity = None
     for _ in range(steps):
-        g = {k: grads[k] + l1 * np.sign(p) + l2 * p for k, p in params.items()}
+        g = {k: grads[k] + l1 * np.sign(p.value) + l2 * p for k, p in params.items()}
         velocity = g if velocity is None else {k: momentum * velocity[k] + g[k] for k in g}
         direction = {k: g[k] + momentum * velocity[k] for k in g} if nesterov else velocity
         params = {k: p - lr * direction[k] for k, p in params.items()}
@@ -44,7 +45,7 @@ class OptimizerTest(chex.TestCase):
 
         got = self.variant(steps)(PARAMS, GRADS, l1, l2)
         expected = torch_sgd(PARAMS, GRADS, 4, 0.1, l1, l2, 0.8, nesterov)
-        chex.assert_trees_all_close(got, expected, atol=1e-6)
+        assert_close(got, expected)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_l1_decay_is_the_gradient_of_the_penalty(self):
@@ -95,6 +96,7 @@ def test_l1_decay_needs_the_parameters():
         ("one_cycle", {0: 0.2 / 25, 150: 0.104, 300: 0.2, 650: 0.1000004, 1000: 0.2 / 250_000}),
     ],
 )
+@pytest.mark.usefixtures("in_float64")
 def test_schedules_by_hand(name, expected):
     schedule = jax.jit(lambda step, peak: optim.make_schedule(name, peak, 1000)(step))
     for step, value in expected.items():
@@ -110,6 +112,7 @@ def test_schedules_by_hand(name, expected):
         ("step", {0: 0.2, 1000: 0.002}),
     ],
 )
+@pytest.mark.usefixtures("in_float64")
 def test_a_final_rate_is_where_the_fall_of_a_schedule_ends(name, expected):
     schedule = jax.jit(lambda step, final: optim.make_schedule(name, 0.2, 1000, final)(step))
     for step, value in expected.items():

@@ -10,7 +10,8 @@ import pytest
 import scipy.special
 import scipy.stats
 import tiny
-from tiny import Tiny, config
+from rounding import Rounded, assert_close, log_softmax
+from tiny import Tiny, config, wide
 
 from jax_mnist import runs
 from jax_mnist.config import ConfigError
@@ -27,7 +28,7 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (7, 10)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 7).astype(np.int32)
 IMAGES = RNG.normal(size=(7, 28, 28, 1)).astype(np.float32)
-BATCH = objective.Batch(IMAGES, LABELS)
+BATCH = objective.Batch(IMAGES.astype(float), LABELS)
 
 mixup = jax.jit(jax.vmap(regularizers.mixup, in_axes=(0, None, None)))
 
@@ -37,9 +38,8 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_smoothed_labels_are_the_labels_and_a_uniform_part(smoothing):
     targets = (1 - smoothing) * np.eye(10)[LABELS] + smoothing / 10
-    expected = -(targets * scipy.special.log_softmax(LOGITS.astype(float), 1)).sum(1).mean()
-    found = losses.smoothed_cross_entropy(LOGITS, LABELS, smoothing)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    expected = -(targets * log_softmax(Rounded(LOGITS))).sum(1).mean()
+    assert_close(losses.smoothed_cross_entropy(LOGITS, LABELS, smoothing), expected)
 
 
 def test_neighbours_are_partners_and_an_odd_last_one_is_its_own():
@@ -52,9 +52,8 @@ def test_mixed_images_are_weighted_means_of_pairs():
     mixed, share = mixed[5], share[5]
     share = float(share)
     assert 0.5 <= share < 1
-    np.testing.assert_allclose(mixed[2], share * IMAGES[2] + (1 - share) * IMAGES[3], atol=1e-6)
-    np.testing.assert_allclose(mixed[3], share * IMAGES[3] + (1 - share) * IMAGES[2], atol=1e-6)
-    np.testing.assert_allclose(mixed[6], IMAGES[6], atol=1e-6)
+    own, others = Rounded(IMAGES) * share, Rounded(IMAGES[[1, 0, 3, 2, 5, 4, 6]]) * (1 - share)
+    assert_close(mixed, own + others)
 
 
 def test_the_share_is_the_larger_part_of_a_beta_variable():
@@ -75,11 +74,11 @@ def test_the_sharpest_point_nearby_lies_along_the_gradient():
 
 
 def made(*uses, **strengths):
-    """A recipe, its hyper-parameters and a state."""
+    """A recipe, its hyper-parameters and a state, in float64 where JAX may use it."""
     model = Tiny(norm="batch", ghost_batch_size=1, axis_name=None)
     of_step = Recipe(model=model, schedule="constant", steps=4, uses=uses)
     hyper = Hyperparameters(learning_rate=0.1, **strengths)
-    return of_step, hyper, init(of_step, hyper, 0)
+    return of_step, hyper, wide(init(of_step, hyper, 0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -87,7 +86,7 @@ def result(*args):
     return objective.gradient(*args)
 
 
-def plain(of_step, state, params, images=IMAGES, labels=LABELS):
+def plain(of_step, state, params, images=BATCH.images, labels=LABELS):
     """The loss and its gradient by the model's own operations, and NumPy's arithmetic on top."""
 
     @jax.value_and_grad
@@ -99,67 +98,69 @@ def plain(of_step, state, params, images=IMAGES, labels=LABELS):
     return jax.jit(loss)(params)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_nearby():
     of_step, hyper, state = made("sam", sam=0.3)
     found = result(of_step, hyper, state, BATCH)
     value, first = plain(of_step, state, state.params)
     length = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(first)))
     moved = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, first)
-    chex.assert_trees_all_close(found.gradient, plain(of_step, state, moved)[1], atol=1e-5)
+    chex.assert_trees_all_close(found.gradient, plain(of_step, state, moved)[1], rtol=1e-9)
     # The loss and the running statistics are those of the weights themselves.
-    np.testing.assert_allclose(found.loss, value, rtol=1e-5)
+    np.testing.assert_allclose(found.loss, value, rtol=1e-9)
     of_plain, plain_hyper, _ = made()
     at_weights = result(of_plain, plain_hyper, state, BATCH)
-    chex.assert_trees_all_close(found.batch_stats, at_weights.batch_stats, rtol=1e-6)
+    chex.assert_trees_all_close(found.batch_stats, at_weights.batch_stats, rtol=1e-9)
     kernels = [tree["Dense_0"]["kernel"] for tree in (found.gradient, first)]
     assert not np.allclose(*kernels, atol=1e-3)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_smoothed_labels_enter_the_gradient():
     of_step, hyper, state = made("label_smoothing", label_smoothing=0.3)
     found = result(of_step, hyper, state, BATCH)
     np.testing.assert_allclose(
-        found.loss, losses.smoothed_cross_entropy(found.logits, LABELS, 0.3), rtol=1e-5
+        found.loss, losses.smoothed_cross_entropy(found.logits, LABELS, 0.3), rtol=1e-9
     )
     # The gradient to the last bias is the mean of probabilities less targets.
     targets = 0.7 * np.eye(10)[LABELS] + 0.03
-    expected = (scipy.special.softmax(np.asarray(found.logits, float), 1) - targets).mean(0)
-    np.testing.assert_allclose(found.gradient["Dense_0"]["bias"], expected, atol=1e-6)
+    expected = (scipy.special.softmax(found.logits, 1) - targets).mean(0)
+    np.testing.assert_allclose(found.gradient["Dense_0"]["bias"], expected, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
     of_step, hyper, state = made("mixup", mixup=0.5)
     found = result(of_step, hyper, state, BATCH)
     key = jax.random.fold_in(jax.random.fold_in(state.key, 2), 0)
-    images, share = regularizers.mixup(jax.random.split(key, 3)[2], IMAGES, 0.5)
+    images, share = regularizers.mixup(jax.random.split(key, 3)[2], BATCH.images, 0.5)
     own, others = (
         plain(of_step, state, state.params, images, labels)
         for labels in (LABELS, LABELS[[1, 0, 3, 2, 5, 4, 6]])
     )
     expected = jax.tree.map(lambda a, b: share * a + (1 - share) * b, own, others)
-    chex.assert_trees_all_close((found.loss, found.gradient), expected, atol=1e-5)
+    chex.assert_trees_all_close((found.loss, found.gradient), expected, rtol=1e-9)
 
 
 def test_distillation_compares_with_the_mean_probabilities_of_the_teachers():
-    teachers = RNG.normal(0, 3, (2, 7, 10))
-    probabilities = scipy.special.softmax(teachers / 4, axis=-1).mean(0)
-    own = scipy.special.log_softmax(LOGITS.astype(float) / 4, axis=-1)
-    expected = -16 * (probabilities * own).sum(1).mean()
-    found = losses.distilled_cross_entropy(LOGITS, np.float32(teachers), 4.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    teachers = np.float32(RNG.normal(0, 3, (2, 7, 10)))
+    probabilities = log_softmax(Rounded(teachers) / 4).exp().mean(0)
+    expected = -16 * (probabilities * log_softmax(Rounded(LOGITS) / 4)).sum(1).mean()
+    assert_close(losses.distilled_cross_entropy(LOGITS, teachers, 4.0), expected)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_teachers_see_the_images_and_their_part_has_its_weight():
     of_step, hyper, state = made("distillation", distillation=0.3, temperature=2.0)
     of_step = of_step._replace(teacher=of_step.model)
-    seeds = [init(of_step, hyper, seed) for seed in (1, 2)]
+    seeds = [wide(init(of_step, hyper, seed)) for seed in (1, 2)]
     variables = [{"params": s.params, "batch_stats": s.batch_stats} for s in seeds]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
     found = result(of_step, hyper, state, BATCH, stacked)
-    taught = np.stack([of_step.teacher.apply(v, IMAGES, train=False) for v in variables])
+    taught = np.stack([of_step.teacher.apply(v, BATCH.images, train=False) for v in variables])
     soft = losses.distilled_cross_entropy(found.logits, taught, 2.0)
     hard, _ = plain(of_step, state, state.params)
-    np.testing.assert_allclose(found.loss, 0.7 * hard + 0.3 * soft, rtol=1e-5)
+    np.testing.assert_allclose(found.loss, 0.7 * hard + 0.3 * soft, rtol=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from tiny import Tiny
+from rounding import Rounded, assert_close, cross_entropy, log_softmax
+from tiny import Tiny, rounded_logits, wide
 
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.training import augment
@@ -73,10 +73,11 @@ def test_an_epoch_visits_each_example_at_most_once_and_drops_the_remainder():
     assert sorted(exact.ravel()) == list(range(40))
 
 
+@pytest.mark.usefixtures("in_float64", "quickly_compiled")
 def test_the_step_is_what_its_definition_says(data):
     """Loss, gradient with both penalties, Nesterov momentum, statistics, average: by hand."""
-    state = init(RECIPE, HYPER, 3)
-    index = np.arange(BATCH)
+    state = wide(init(RECIPE, HYPER, 3))
+    index = np.arange(BATCH, dtype=np.int32)
     after, metrics = train_step(RECIPE, HYPER, state, data, index)
 
     step_key = jax.random.fold_in(jax.random.split(state.key)[1], 0)
@@ -98,10 +99,10 @@ def test_the_step_is_what_its_definition_says(data):
     expected = jax.tree.map(
         lambda p, g: p - rate * 1.9 * (g + 1e-4 * jnp.sign(p) + 1e-3 * p), state.params, grads
     )
-    chex.assert_trees_all_close(after.params, expected, atol=2e-6)
-    chex.assert_trees_all_close(after.batch_stats, updated["batch_stats"], atol=1e-5)
-    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(metrics.learning_rate, rate, rtol=1e-5)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-9)
+    chex.assert_trees_all_close(after.batch_stats, updated["batch_stats"], rtol=1e-9)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-9)
+    np.testing.assert_allclose(metrics.learning_rate, rate, rtol=1e-7)  # always float32
     right = np.asarray(logits).argmax(1) == np.asarray(data.labels[:BATCH])
     np.testing.assert_allclose(metrics.accuracy, right.mean(), rtol=1e-6)
     assert after.step == 1
@@ -115,10 +116,10 @@ def test_the_average_is_a_bias_corrected_mean_of_the_weights(data):
     factors = np.array([0.6**2, 0.6, 1])
     factors /= factors.sum()
     expected = jax.tree.map(
-        lambda *w: sum(f * a for f, a in zip(factors, w, strict=True)), *weights
+        lambda *w: sum(f * Rounded(a) for f, a in zip(factors, w, strict=True)), *weights
     )
     averaged = inference_variables(HYPER, state)
-    chex.assert_trees_all_close(averaged["params"], expected, atol=1e-6)
+    assert_close(averaged["params"], expected)
     plain = inference_variables(HYPER, state.replace(average=None))
     chex.assert_trees_all_equal(plain["params"], state.params)
 
@@ -130,20 +131,21 @@ def test_training_repeats_and_depends_on_the_seed(data):
     assert not np.array_equal(losses, run(data, seed=1)[1])
 
 
+@pytest.mark.usefixtures("in_float64", "quickly_compiled")
 def test_an_epoch_is_its_steps_one_by_one(data):
-    hyper, state = init_replicas(RECIPE, [HYPER], [0])
-    looped = init(RECIPE, HYPER, 0)
-    order = np.asarray(epoch_order(looped.key, 0, EXAMPLES, BATCH))[:2]
+    hyper, state = wide(init_replicas(RECIPE, [HYPER], [0]))
+    of_one, looped = jax.tree.map(lambda leaf: jnp.copy(leaf[0]), (hyper, state))
+    order = np.int32(epoch_order(looped.key, 0, EXAMPLES, BATCH))[:2]
     metrics = []
     for index in order:
-        looped, step_metrics = train_step(RECIPE, HYPER, looped, data, index)
+        looped, step_metrics = train_step(RECIPE, of_one, looped, data, index)
         metrics.append(step_metrics)
     scanned, scan_metrics = jax.tree.map(
         lambda leaf: leaf[0], train_steps(RECIPE, hyper, state, data, order[None])
     )
     metrics = jax.tree.map(lambda *steps: np.stack(steps), *metrics)
-    chex.assert_trees_all_close(metrics, scan_metrics, atol=1e-4)
-    chex.assert_trees_all_close(looped.params, scanned.params, atol=1e-4)
+    chex.assert_trees_all_close(metrics, scan_metrics, rtol=1e-9)
+    chex.assert_trees_all_close(looped.params, scanned.params, rtol=1e-9)
     assert scanned.step == looped.step == 2
 
 
@@ -167,16 +169,11 @@ def test_evaluation_by_hand_over_a_short_last_batch(data):
     state, _ = run(data, epochs=1)
     variables = inference_variables(HYPER, state)
     result = evaluate(RECIPE.model, variables, data, batch_size=10)
-    images = augment.normalize(np.asarray(data.images, np.float32) / 255)
-    logits = RECIPE.model.apply(variables, images, train=False)
     labels = np.asarray(data.labels)
-    np.testing.assert_allclose(result.probabilities, jax.nn.softmax(logits), atol=1e-5)
-    np.testing.assert_allclose(
-        result.loss,
-        optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(),
-        rtol=1e-5,
-    )
-    assert result.accuracy == (np.asarray(logits).argmax(1) == labels).mean()
+    logits = rounded_logits(jax.device_get(variables), data.images)
+    assert_close(result.probabilities, log_softmax(logits).exp())
+    assert_close(result.loss, cross_entropy(logits, labels))
+    assert result.accuracy == (logits.value.argmax(1) == labels).mean()
     assert result.probabilities.dtype == np.float32
 
 
