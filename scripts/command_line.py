@@ -5,6 +5,7 @@ import runpy
 import signal
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import jax
@@ -138,6 +139,7 @@ def run(main):
 
     def call(argv):
         logging.set_verbosity(logging.WARNING)
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr, flush=True)
         try:
             main(argv[1:])
         except StoppedError as stop:

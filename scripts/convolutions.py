@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 from jax_mnist import config as config_lib
-from jax_mnist.nn.operations import PLAIN, fastest
+from jax_mnist.nn.kernels import PLAIN, for_backend
 from jax_mnist.runs import compiler, loop
 from jax_mnist.runs.run import Run
 
 ROUNDS = 5
 
 
-def epochs(operations, replicas, steps):
+def epochs(kernels, replicas, steps):
     """Yields the seconds of one epoch after another."""
     runs = []
     for seed in range(replicas):
@@ -26,7 +26,7 @@ def epochs(operations, replicas, steps):
         config.update(seed=seed, epochs=1000, train_split=f"train[:{128 * steps}]")
         runs.append(Run("", config, Path()))
     program, begin = loop.build(runs)
-    model = program.recipe.model.clone(operations=operations)
+    model = program.recipe.model.clone(kernels=kernels)
     program = program._replace(recipe=program.recipe._replace(model=model))
     start = time.perf_counter()
     for progress in loop.training(program, begin):
@@ -47,7 +47,7 @@ def main():
     print("| replicas | XLA's own, s | the default, s | time relative to XLA's own |")
     print("| --- | --- | --- | --- |")
     for replicas in arguments.replicas:
-        both = [epochs(o, replicas, arguments.steps) for o in (PLAIN, fastest())]
+        both = [epochs(k, replicas, arguments.steps) for k in (PLAIN, for_backend())]
         rounds = [[next(of_one) for of_one in both] for _ in range(ROUNDS + 1)][1:]
         plain, default = map(statistics.median, zip(*rounds, strict=True))
         ratio = statistics.median(b / a for a, b in rounds)

@@ -14,7 +14,7 @@ FOLDER already is not repeated, and training that was interrupted resumes.
 step          results
 benchmark     benchmark.md, an epoch of one run, against PyTorch if it is installed
 scale         scale.md, growth with batch size, ghost size and replicas, up to 160
-convolutions  convolutions.md, XLA's own convolutions (cuDNN) against those of batch_first.py
+convolutions  convolutions.md, XLA's own convolutions (cuDNN) against those of gpu.py
 resuming      resuming.md, whether a run that is interrupted ends with the same bits
 study         study/report.html, eight variants with twenty seeds
 END

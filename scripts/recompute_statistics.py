@@ -23,7 +23,7 @@ from jax import Array
 
 from jax_mnist.data import datasets
 from jax_mnist.nn.cnn import CNN, BatchNorm
-from jax_mnist.nn.xla import Compiled
+from jax_mnist.nn.xla import jit
 from jax_mnist.runs import compiler, trained
 from jax_mnist.training import evaluation
 from jax_mnist.training.augment import Normalization, normalize
@@ -32,7 +32,7 @@ IMAGES, BATCH = 10_000, 200
 COLUMNS = ("run", "seed", "accuracy_percent", "recomputed", "loss", "recomputed_loss")
 
 
-@functools.partial(Compiled, static_argnames=("model", "normalization"))
+@functools.partial(jit, static_argnames=("model", "normalization"))
 def recomputed(
     model: CNN, variables: dict[str, Any], images: Array, normalization: Normalization
 ) -> dict[str, Any]:

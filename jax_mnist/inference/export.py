@@ -12,7 +12,7 @@ from safetensors import numpy as safetensors
 from jax_mnist.inference import web_page
 from jax_mnist.inference.predict import TrainedNetwork
 from jax_mnist.nn.cnn import CNN
-from jax_mnist.nn.operations import PLAIN
+from jax_mnist.nn.kernels import PLAIN
 from jax_mnist.training import augment
 
 PLATFORMS = ("cpu", "cuda")
@@ -34,7 +34,7 @@ def to_jaxexport(network: TrainedNetwork) -> bytes:
     """
     plain: Any = network.model
     if isinstance(plain, CNN):
-        plain = plain.clone(operations=PLAIN)  # the order of axes that every platform knows
+        plain = plain.clone(kernels=PLAIN)  # the order of axes that every platform knows
 
     @jax.jit
     def probabilities(images: Array) -> Array:

@@ -1,1 +1,1 @@
-"""The network, its operations and its normalisation layers. Needs only JAX and Flax."""
+"""The network, its convolutions and its normalisation layers. Needs only JAX and Flax."""

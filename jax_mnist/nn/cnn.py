@@ -1,8 +1,7 @@
 """The network: twelve convolutions without bias, 8,546 parameters."""
 
 import functools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.nn.operations import PLAIN, Operations, fastest, scale_channels
+from jax_mnist.nn.affine import Affine, BatchNorm, GhostNorm, Moments
+from jax_mnist.nn.kernels import PLAIN, Kernels, for_backend
 
 
 class Layer(NamedTuple):
@@ -58,32 +57,19 @@ def widened(factor: int) -> tuple[Layer, ...]:
 conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class BatchNorm(GhostBatchNorm):
-    """`flax.linen.BatchNorm`, computed as one ghost batch, so that it can tell its affine map."""
+class Kernel(nn.Module):
+    """The weights of a convolution, `[size, size, channels, features]`."""
 
-    ghost_batch_size: int = sys.maxsize
-
-
-class Conv(nn.Module):
-    """A convolution without padding or bias.
-
-    Attributes:
-      channels: Input channels.
-      features: Output channels.
-      size: Rows, and columns, of the kernel.
-      operations: See `CNN`.
-    """
-
+    size: int
     channels: int
     features: int
-    size: int
-    operations: Operations
 
     @nn.compact
-    def __call__(self, x: Any) -> Any:
-        """Convolves activations of the operations' kind."""
+    def __call__(self) -> Array:
+        """Returns the weights."""
         shape = (self.size, self.size, self.channels, self.features)
-        return self.operations.convolve(x, self.param("kernel", conv_init, shape))
+        weights: Array = self.param("kernel", conv_init, shape)
+        return weights
 
 
 class Dropout(NamedTuple):
@@ -119,9 +105,12 @@ class CNN(nn.Module):
     Attributes:
       norm: Makes a normalisation layer, as `norm(use_running_average=, axis=, batch_axis=, name=)`,
         where `axis` is the feature axis. For example
-        `functools.partial(GhostBatchNorm, ghost_batch_size=32)`.
-      operations: The operations to use; by default, the fastest on JAX's default backend. All
-        use the same parameters, and give the same results except for rounding.
+        `functools.partial(GhostNorm, ghost_batch_size=32)`. The map of a `GhostNorm` (and so of a
+        `BatchNorm`) is applied by the next layer; other norms, which may be any module, are applied
+        to images, which takes longer on a CPU.
+      kernels: What to compute with; by default, the fastest on JAX's default backend for float32
+        images, and XLA's own convolutions for others. All use the same parameters, and give the
+        same results except for rounding.
       layers: The layers. The last one must leave a height and width of 1, and its features are the
         classes.
       dropout_position: Whether dropout applies to the input of the layer after the max-pool, or of
@@ -138,7 +127,7 @@ class CNN(nn.Module):
     """
 
     norm: Callable[..., nn.Module] = functools.partial(BatchNorm, momentum=0.9)
-    operations: Operations | None = None
+    kernels: Kernels | None = None
     layers: tuple[Layer, ...] = LAYERS
     dropout_position: str = "last"
 
@@ -158,34 +147,56 @@ class CNN(nn.Module):
         Raises:
           ValueError: A layer names an unknown operation.
         """
-        operations = self.operations or fastest()
+        kernels = self.kernels or for_backend(x.dtype)
         if self.is_initializing():
-            operations = PLAIN  # quicker to trace
-        norm = functools.partial(
-            self.norm,
-            use_running_average=not train,
-            axis=operations.feature_axis,
-            batch_axis=operations.batch_axis,
-        )
-        channels, x = x.shape[3], operations.from_images(x)
+            kernels = PLAIN  # quicker to trace
+        norm = functools.partial(self.norm, use_running_average=not train, axis=3, batch_axis=0)
+        channels, x = x.shape[3], kernels.from_images(x)
+        affine: Affine | None = None  # what is still to be applied to x
+        moments: Moments | None = None  # of x, where a convolution has just computed it
+
+        def images() -> Array:
+            """The activations, with nothing left to apply."""
+            given = kernels.to_images(x)
+            return given if affine is None else affine(given)
+
         for number, layer in enumerate(self.layers, start=1):
             if dropout is not None and self._drops_input_of(number):
-                x = scale_channels(operations, x, dropout.factors(channels))
-            x = Conv(channels, layer.features, layer.size, operations, name=f"conv{number}")(x)
-            channels = layer.features
-            for step in layer.then:
+                factors = dropout.factors(channels)
+                none = Affine(jnp.ones_like(factors), jnp.zeros_like(factors))
+                affine = (affine or none).scaled(factors)
+
+            # The convolution, and a ReLU that follows it.
+            kernel = Kernel(layer.size, channels, layer.features, name=f"conv{number}")()
+            relu = layer.then[:1] == ("ReLU",)
+            x, moments = kernels.convolve(x, kernel, affine, relu)
+            affine, channels = None, layer.features
+
+            for step in layer.then[relu:]:
                 match step:
-                    case "ReLU":
-                        x = operations.relu(x)
                     case "norm":
-                        x = operations.normalize(norm(name=f"norm{number}"), x)
+                        layer_norm = norm(name=f"norm{number}")
+                        if isinstance(layer_norm, GhostNorm) and moments and affine is None:
+                            affine = layer_norm.affine(moments)
+                        else:
+                            x, affine = kernels.from_images(layer_norm(images())), None
+                            moments = None
+                    case "ReLU" if affine is not None:
+                        affine = affine._replace(relu=True)
+                    case "ReLU":
+                        x, moments = kernels.from_images(nn.relu(images())), None
                     case "max-pool 2x2":
-                        x = operations.max_pool(x)
+                        x, affine, moments = kernels.max_pool(x, affine), None, None
+                    case "average-pool 4x4" if moments and not (affine and affine.relu):
+                        # The mean of an affine map is the map of the mean.
+                        mean, _ = moments.of_examples()
+                        x, moments = kernels.from_images(mean[:, None, None]), None
                     case "average-pool 4x4":
-                        x = operations.average_pool(x)
+                        mean = images().mean((1, 2), keepdims=True)
+                        x, affine, moments = kernels.from_images(mean), None, None
                     case _:
                         raise ValueError(f"layer {number} has an unknown operation: {step!r}")
-        return operations.to_logits(x)
+        return images()[:, 0, 0]
 
     def _drops_input_of(self, number: int) -> bool:
         if self.dropout_position == "last":
@@ -193,25 +204,32 @@ class CNN(nn.Module):
         return number > 1 and "max-pool 2x2" in self.layers[number - 2].then
 
 
+def output_sizes(layers: Sequence[Layer], side: int = 28) -> Iterator[tuple[int, int]]:
+    """Yields the height (and width) of each layer's convolution, and of what follows it."""
+    for layer in layers:
+        convolved = side = side - layer.size + 1
+        if "max-pool 2x2" in layer.then:
+            side //= 2
+        if "average-pool 4x4" in layer.then:
+            side = 1
+        yield convolved, side
+
+
 def layer_table(model: CNN) -> str:
     """A table of the layers with output shapes and parameter counts; nothing is computed."""
-
-    def forward(key: Array, x: Array) -> Any:
-        return plain.init_with_output(key, x, train=False, capture_intermediates=True)
-
-    plain = model.clone(operations=PLAIN)
     images = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
-    _, variables = jax.eval_shape(forward, jax.random.key(0), images)
-    params, outputs = variables["params"], variables["intermediates"]
+    initialize = functools.partial(model.init, train=False)
+    params = jax.eval_shape(initialize, jax.random.key(0), images)["params"]
 
     def count(name: str) -> int:
         return parameter_count(params.get(name, {}))
 
     norm = type(model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)).__name__
     lines = [f"{'':2}  {'layer':8}  {'output':8}  {'parameters':>10}  then"]
-    for number, layer in enumerate(model.layers, start=1):
+    rows = zip(model.layers, output_sizes(model.layers), strict=True)
+    for number, (layer, (side, _)) in enumerate(rows, start=1):
         kernel = f"conv {layer.size}x{layer.size}"
-        shape = "x".join(map(str, outputs[f"conv{number}"]["__call__"][0].shape[1:]))
+        shape = f"{side}x{side}x{layer.features}"
         names = {"norm": f"{norm} ({count(f'norm{number}')})"}
         then = ", ".join(names.get(step, step) for step in layer.then)
         line = f"{number:>2}  {kernel:8}  {shape:8}  {count(f'conv{number}'):>10,}  {then}"

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jax import Array, lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
@@ -39,25 +38,6 @@ class Statistics(NamedTuple):
     mean: Array
     var: Array
     entries: Array
-
-
-class AffineMap(NamedTuple):
-    """What normalisation does to an entry: `(x - centre) * multiplier + offset`.
-
-    Attributes:
-      centre: Broadcastable to the input, or None for 0.
-      multiplier: Broadcastable to the input.
-      offset: Broadcastable to the input, or None for 0.
-    """
-
-    centre: Array | None
-    multiplier: Array
-    offset: Array | None
-
-    def __call__(self, x: Array) -> Array:
-        """Applies the map."""
-        y = (x if self.centre is None else x - self.centre) * self.multiplier
-        return y if self.offset is None else y + self.offset
 
 
 def ghost_batch_norm(
@@ -122,50 +102,14 @@ def ghost_batch_norm(
         no axes besides the batch's and the features': such an example is its own mean, so it
         becomes `bias` whatever it was.
     """
-    x = jnp.asarray(x)
-    affine_map, statistics = ghost_affine_map(
-        x,
-        scale,
-        bias,
-        ghost_batch_size=ghost_batch_size,
-        axis=axis,
-        batch_axis=batch_axis,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
-        use_fast_variance=use_fast_variance,
-        force_float32_reductions=force_float32_reductions,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-    )
-    return affine_map(x).astype(canonicalize_dtype(x, scale, bias, dtype=dtype)), statistics
-
-
-def ghost_affine_map(
-    x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    *,
-    ghost_batch_size: int,
-    axis: int | Sequence[int],
-    batch_axis: int,
-    epsilon: float,
-    mask: ArrayLike | None,
-    dtype: DTypeLike | None,
-    use_fast_variance: bool,
-    force_float32_reductions: bool,
-    axis_name: str | Sequence[str] | None,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-) -> tuple[AffineMap, Statistics]:
-    """The affine map that `ghost_batch_norm` applies to `x`, and the statistics behind it."""
     check_arguments(None, ghost_batch_size)
-    devices = _Devices(axis_name, axis_index_groups)
+    given = x = jnp.asarray(x)
+    devices = Devices(axis_name, axis_index_groups)
     batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
     position = sorted((batch_axis, *feature_axes)).index(batch_axis)  # of the batch in `parts`
-    share = x.shape[batch_axis]
-    batch = share * devices.number
-    ghosts = max(1, -(-batch // operator.index(ghost_batch_size)))
+    batch = x.shape[batch_axis] * devices.number
+    ghosts = number_of_ghosts(batch, ghost_batch_size)
     if ghosts > 1 and batch < 2 * ghosts and all(x.shape[a] == 1 for a in inner_axes):
         warnings.warn(
             f"a ghost batch of one example normalises it to zero; for a batch of {batch}, use a "
@@ -180,35 +124,33 @@ def ghost_affine_map(
     if ghosts == 1:
         axes = (*inner_axes, batch_axis)
         mean, var, count = _statistics(x, mask, axes, use_fast_variance, devices)
-        maps = _affine_map(*_expand((mean, var, scale, bias), axes), epsilon=epsilon)
+        affine = affine_map(*_expand((mean, var, scale, bias), axes), epsilon=epsilon)
         entries = jnp.where(devices.index() == 0, count, 0)
-        return maps, Statistics(mean[None], var[None], entries[None])
-
-    # If a ghost batch is made of whole devices' shares, the moments of each share are enough.
-    axes = (*inner_axes, batch_axis) if devices.number % ghosts == 0 else inner_axes
-    parts, merge = _parts(x, mask, axes, use_fast_variance)
-    parts = [p.squeeze(inner_axes) for p in parts]
-    # Without this, XLA on a CPU repeats the computation inside everything that reads its result,
-    # which makes a training step take 1.2 times as long. But entries have to be seen, or XLA writes
-    # several copies of them, and a dense layer takes 3 times as long.
-    separate = jax.default_backend() == "cpu" and merge is _merge_moments
-    local = devices.number == 1 or (ghosts % devices.number == 0 and batch % ghosts == 0)
-    if not local:
-        parts = [devices.gather(p, position) for p in parts]
-    with set_xla_metadata(**{"inlineable": "false"} if separate else {}):
-        maps, statistics = _cut(
-            parts,
+        statistics = Statistics(mean[None], var[None], entries[None])
+    else:
+        # If a ghost batch is made of whole devices' shares, the moments of each share are enough.
+        axes = (*inner_axes, batch_axis) if devices.number % ghosts == 0 else inner_axes
+        parts, merge = _parts(x, mask, axes, use_fast_variance)
+        maps, statistics = cut_into_ghosts(
+            [p.squeeze(inner_axes) for p in parts],
             scale,
             bias,
-            ghosts=ghosts // devices.number if local else ghosts,
+            ghosts=ghosts,
             axis=position,
             epsilon=epsilon,
             use_fast_variance=use_fast_variance,
             merge=merge,
+            devices=devices,
+            even=batch % ghosts == 0,
         )
-    if not local:
-        maps, statistics = devices.own(maps, statistics, position)
-    return _expand(maps, inner_axes), statistics
+        affine = _expand(maps, inner_axes)
+    y = _apply(given, *affine)
+    return y.astype(canonicalize_dtype(given, scale, bias, dtype=dtype)), statistics
+
+
+def number_of_ghosts(batch: int, ghost_batch_size: int) -> int:
+    """The fewest ghost batches of at most `ghost_batch_size` examples."""
+    return max(1, -(-batch // operator.index(ghost_batch_size)))
 
 
 def update_running_statistics(
@@ -253,7 +195,7 @@ def update_running_statistics(
       ValueError: `stats_update` is none of the three rules.
     """
     check_arguments(None, 1, stats_update)
-    devices = _Devices(axis_name, axis_index_groups)
+    devices = Devices(axis_name, axis_index_groups)
     mean, var, count = ghosts
     if stats_update == "sequential":
         # Explicit sharding refuses a cumulative sum along an axis that is spread over devices.
@@ -364,46 +306,17 @@ class GhostBatchNorm(nn.Module):
           ValueError: See `ghost_batch_norm` and `update_running_statistics`; or
             `use_running_average` is given twice or not at all.
         """
-        x = jnp.asarray(x)
-        affine_map, dtype = self._affine_map(x, use_running_average, mask)
-        return affine_map(x).astype(dtype)
-
-    def affine_map(self, x: Array, use_running_average: bool | None = None) -> AffineMap:
-        """The map that `__call__` applies to `x`, which the next layer can absorb.
-
-        Variables are used and updated as by `__call__`; the arguments and errors are those too.
-        """
-        return self._affine_map(x, use_running_average, None)[0]
-
-    @nn.compact
-    def _affine_map(
-        self, x: Array, use_running_average: bool | None, mask: ArrayLike | None
-    ) -> tuple[AffineMap, DTypeLike]:
-        """The map, and the dtype of the result."""
         check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
+        x = jnp.asarray(x)
         _, feature_axes = _axes(x.shape, self.axis, self.batch_axis)
-        inference = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
-        features = [x.shape[a] for a in feature_axes]
-        stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean = self.variable("batch_stats", "mean", jnp.zeros, features, stats_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, features, stats_dtype)
-        scale = bias = None
-        if self.use_scale:
-            scale = self.param("scale", self.scale_init, features, self.param_dtype)
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, features, self.param_dtype)
-        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        running = mean.value, var.value
+        inference = self._is_inference(use_running_average)
+        mean, var, scale, bias = self._variables([x.shape[a] for a in feature_axes])
         if inference:
             others = tuple(a for a in range(x.ndim) if a not in feature_axes)
-            expanded = _expand((*running, scale, bias), others)
-            return _affine_map(*expanded, epsilon=self.epsilon), dtype
-        devices: dict[str, Any] = {"axis_name": None, "axis_index_groups": None}
-        if not self.is_initializing():  # then, as in Flax, the axis need not be mapped
-            devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
-        affine_map, statistics = ghost_affine_map(
+            expanded = _expand((mean.value, var.value, scale, bias), others)
+            y = _apply(x, *affine_map(*expanded, epsilon=self.epsilon))
+            return y.astype(canonicalize_dtype(x, scale, bias, dtype=self.dtype))
+        y, statistics = ghost_batch_norm(
             x,
             scale,
             bias,
@@ -415,17 +328,46 @@ class GhostBatchNorm(nn.Module):
             dtype=self.dtype,
             use_fast_variance=self.use_fast_variance,
             force_float32_reductions=self.force_float32_reductions,
-            **devices,
+            **self._devices(),
         )
+        self._update(mean, var, statistics)
+        return y
+
+    @nn.compact
+    def _variables(self, features: Sequence[int]) -> tuple[Any, Any, Any, Any]:
+        """Running mean and variance (variables), scale and bias (arrays, or None)."""
+        stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        mean = self.variable("batch_stats", "mean", jnp.zeros, features, stats_dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, features, stats_dtype)
+        scale = bias = None
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, features, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, features, self.param_dtype)
+        return mean, var, scale, bias
+
+    def _is_inference(self, use_running_average: bool | None) -> bool:
+        """Whether to use the running statistics, as the attribute or the call says."""
+        name = "use_running_average"
+        inference: bool = nn.merge_param(name, self.use_running_average, use_running_average)
+        return inference
+
+    def _devices(self) -> dict[str, Any]:
+        """The mapped axis; as in Flax, it need not be mapped in the initialisation."""
+        if self.is_initializing():
+            return {}
+        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+
+    def _update(self, mean: Any, var: Any, statistics: Statistics) -> None:
+        """Updates the running statistics, but for the initialisation."""
         if not self.is_initializing():
             mean.value, var.value = update_running_statistics(
-                running,
+                (mean.value, var.value),
                 statistics,
                 momentum=self.momentum,
                 stats_update=self.stats_update,
-                **devices,
+                **self._devices(),
             )
-        return affine_map, dtype
 
 
 def check_arguments(
@@ -470,8 +412,13 @@ def _axes(
     return first, tuple(sorted(features))
 
 
+# What normalisation does to an entry, `(x - centre) * multiplier + offset`: three arrays that
+# broadcast to the input, of which the first and the last may be None for 0.
+_Map = tuple[Array | None, Array, Array | None]
+
+
 @dataclasses.dataclass(frozen=True)
-class _Devices:
+class Devices:
     """The devices that hold a batch: those along mapped axes, or each group of them.
 
     The sum over a group is taken of gathered values, since `lax.psum` within groups does not work
@@ -479,30 +426,43 @@ class _Devices:
     """
 
     axis_name: str | Sequence[str] | None = None
-    groups: Any = None  # what JAX takes as axis_index_groups
+    axis_index_groups: Any = None
 
     def __post_init__(self) -> None:
-        if self.groups is not None and len({len(group) for group in self.groups}) != 1:
-            raise ValueError(f"axis_index_groups must be groups of one size, got {self.groups}")
+        if (
+            self.axis_index_groups is not None
+            and len({len(group) for group in self.axis_index_groups}) != 1
+        ):
+            raise ValueError(
+                f"axis_index_groups must be groups of one size, got {self.axis_index_groups}"
+            )
 
     @property
     def number(self) -> int:
+        """How many they are."""
         if self.axis_name is None:
             return 1
-        return lax.axis_size(self.axis_name) if self.groups is None else len(self.groups[0])
+        return (
+            lax.axis_size(self.axis_name)
+            if self.axis_index_groups is None
+            else len(self.axis_index_groups[0])
+        )
 
     def index(self) -> ArrayLike:
         """The place of this device among them."""
         if self.axis_name is None:
             return 0
         place = lax.axis_index(self.axis_name)
-        if self.groups is None:
+        if self.axis_index_groups is None:
             return place
-        return jnp.argsort(jnp.array(self.groups).ravel())[place] % self.number
+        return jnp.argsort(jnp.array(self.axis_index_groups).ravel())[place] % self.number
 
     def gather(self, x: Array, axis: int) -> Array:
         """Joins the arrays of all devices along `axis`."""
-        if self.groups is None and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+        if (
+            self.axis_index_groups is None
+            and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+        ):
             # The gradient of lax.all_gather fails if explicit sharding spreads another axis.
             mine = jnp.arange(self.number) == self.index()
             mine = jnp.expand_dims(mine, [*range(axis), *range(axis + 1, x.ndim + 1)])
@@ -510,13 +470,16 @@ class _Devices:
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
         names = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name or ()
         for name in reversed(names):  # at once, JAX cannot gather over axes of nested jax.vmap
-            x = lax.all_gather(x, name, axis=axis, tiled=True, axis_index_groups=self.groups)
+            x = lax.all_gather(
+                x, name, axis=axis, tiled=True, axis_index_groups=self.axis_index_groups
+            )
         return x
 
     def sum(self, tree: Any) -> Any:
+        """The sum of each array of a tree over the devices."""
         if self.axis_name is None:
             return tree
-        if self.groups is None:
+        if self.axis_index_groups is None:
             return lax.psum(tree, self.axis_name)
         return jax.tree.map(lambda x: self.gather(x[None], 0).sum(0), tree)
 
@@ -536,11 +499,9 @@ class _Devices:
         count, *totals = self.sum([counts, *(counts * v for v in values)])
         return count, [total / jnp.maximum(count, 1) for total in totals]
 
-    def own(
-        self, maps: AffineMap, statistics: Statistics, axis: int
-    ) -> tuple[AffineMap, Statistics]:
+    def own(self, maps: _Map, statistics: Statistics, axis: int) -> tuple[_Map, Statistics]:
         """What belongs to this device of the maps of all parts, along `axis`, and of statistics."""
-        parts = maps.multiplier.shape[axis]
+        parts = maps[1].shape[axis]
         share = parts // self.number
         index = self.index()
         maps = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index * share, share, axis), maps)
@@ -557,7 +518,7 @@ def _moments(
     mask: ArrayLike | None,
     axes: tuple[int, ...],
     use_fast_variance: bool,
-    devices: _Devices,
+    devices: Devices,
 ) -> list[Array]:
     """Number of entries, mean, and mean square or variance, over devices and `axes`, kept as 1.
 
@@ -592,7 +553,7 @@ def _statistics(
     mask: ArrayLike | None,
     axes: tuple[int, ...],
     use_fast_variance: bool,
-    devices: _Devices,
+    devices: Devices,
 ) -> tuple[Array, Array, Array]:
     """Mean, biased variance and number of entries, over devices and `axes`."""
     moments = _moments(x, mask, axes, use_fast_variance, devices)
@@ -609,7 +570,7 @@ def _parts(
     neither cut nor copied. Without `axes`, they would be larger than the input, which is cut then.
     """
     if axes:
-        return _moments(x, mask, axes, use_fast_variance, _Devices()), _merge_moments
+        return _moments(x, mask, axes, use_fast_variance, Devices()), merge_moments
     return [x] if mask is None else [x, _broadcast(mask, x)], _merge_entries
 
 
@@ -618,10 +579,10 @@ def _merge_entries(
 ) -> tuple[Array, Array, Array]:
     """Mean, biased variance and count of one ghost batch, given entries and perhaps their mask."""
     x, mask = entries[0], entries[1] if len(entries) > 1 else None
-    return _statistics(x, mask, (axis,), use_fast_variance, _Devices())
+    return _statistics(x, mask, (axis,), use_fast_variance, Devices())
 
 
-def _merge_moments(
+def merge_moments(
     moments: Sequence[Array], axis: int, use_fast_variance: bool
 ) -> tuple[Array, Array, Array]:
     """Mean, biased variance and count of one ghost batch, given the moments of its parts."""
@@ -637,6 +598,48 @@ def _merge_moments(
     return merged_mean.squeeze(axis), var.squeeze(axis), total.squeeze(axis)
 
 
+def cut_into_ghosts(
+    parts: Sequence[Array],
+    scale: Array | None,
+    bias: Array | None,
+    *,
+    ghosts: int,
+    axis: int,
+    epsilon: float,
+    use_fast_variance: bool,
+    merge: Callable[..., tuple[Array, Array, Array]],
+    devices: Devices,
+    even: bool,
+) -> tuple[_Map, Statistics]:
+    """Cuts examples, or devices' shares, into ghost batches.
+
+    Args:
+      parts: What to cut along `axis`, see `_parts`.
+      scale: `[*features]`, or None.
+      bias: `[*features]`, or None.
+      ghosts: The number of ghost batches of all devices.
+      axis: The axis of the parts.
+      epsilon: Added to the variance.
+      use_fast_variance: See `ghost_batch_norm`.
+      merge: Makes mean, variance and count of one ghost batch.
+      devices: Those that hold the batch.
+      even: Whether all ghost batches are of the same size.
+
+    Returns:
+      A map for each of this device's parts, along `axis`, and the statistics of its ghost batches.
+      With the fast variance the maps have no centre, so that an entry and its gradient cost one
+      product and one sum; the digits that this loses are lost by the fast variance anyway.
+    """
+    cut = functools.partial(
+        _cut, axis=axis, epsilon=epsilon, use_fast_variance=use_fast_variance, merge=merge
+    )
+    if devices.number == 1 or (even and ghosts % devices.number == 0):
+        return cut(parts, scale, bias, ghosts=ghosts // devices.number)
+    parts = [devices.gather(p, axis) for p in parts]
+    maps, statistics = cut(parts, scale, bias, ghosts=ghosts)
+    return devices.own(maps, statistics, axis)
+
+
 @functools.partial(jax.jit, static_argnames=("ghosts", "axis", "use_fast_variance", "merge"))
 def _cut(
     parts: Sequence[Array],
@@ -648,24 +651,7 @@ def _cut(
     epsilon: float,
     use_fast_variance: bool,
     merge: Callable[..., tuple[Array, Array, Array]],
-) -> tuple[AffineMap, Statistics]:
-    """Cuts examples, or devices' shares, into ghost batches.
-
-    Args:
-      parts: What to cut along `axis`, see `_parts`.
-      scale: `[*features]`, or None.
-      bias: `[*features]`, or None.
-      ghosts: The number of ghost batches.
-      axis: The axis of the parts.
-      epsilon: Added to the variance.
-      use_fast_variance: See `ghost_batch_norm`.
-      merge: Makes mean, variance and count of one ghost batch.
-
-    Returns:
-      A map for each part, along `axis`, and the statistics of the ghost batches. With the fast
-      variance the maps have no centre, so that an entry and its gradient cost one product and one
-      sum; the digits that this loses are lost by the fast variance anyway.
-    """
+) -> tuple[_Map, Statistics]:
     merge_one = functools.partial(merge, axis=axis, use_fast_variance=use_fast_variance)
     example = parts[0]
     lengths = _even_lengths(example.shape[axis], ghosts)
@@ -682,11 +668,9 @@ def _cut(
         cut.append(jax.vmap(merge_one, in_axes=axis, out_axes=axis)(group))
         start += number * length
     mean, var, count = (jnp.concatenate(s, axis) for s in zip(*cut, strict=True))
-    affine_map = _affine_map(mean, var, *_expand((scale, bias), axis), epsilon=epsilon)
+    affine = affine_map(mean, var, *_expand((scale, bias), axis), epsilon=epsilon)
     if use_fast_variance:
-        shift = -mean * affine_map.multiplier
-        offset = shift if affine_map.offset is None else affine_map.offset + shift
-        affine_map = AffineMap(None, affine_map.multiplier, offset)
+        affine = without_centre(affine)
 
     def for_each_part(a: Array) -> Array:
         groups = jnp.split(jnp.broadcast_to(a, mean.shape), [lengths[0][0]], axis)
@@ -694,7 +678,7 @@ def _cut(
         return _shard_like(jnp.concatenate(repeated, axis), example)
 
     statistics = Statistics(*(jnp.moveaxis(s, axis, 0) for s in (mean, var, count)))
-    return jax.tree.map(for_each_part, affine_map), statistics
+    return jax.tree.map(for_each_part, affine), statistics
 
 
 def _broadcast(mask: ArrayLike, x: Array) -> Array:
@@ -716,12 +700,26 @@ def _repeat(x: Array, times: int, axis: int) -> Array:
     return repeated.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
-def _affine_map(
+def affine_map(
     mean: Array, var: Array, scale: Array | None, bias: Array | None, *, epsilon: float
-) -> AffineMap:
+) -> _Map:
     """The map of `flax.linen.BatchNorm`, of arrays that broadcast to the input."""
     multiplier = lax.rsqrt(var + epsilon)
-    return AffineMap(mean, multiplier if scale is None else multiplier * scale, bias)
+    return mean, multiplier if scale is None else multiplier * scale, bias
+
+
+def without_centre(affine: _Map) -> _Map:
+    """The same map as a product and a sum."""
+    centre, multiplier, offset = affine
+    if centre is None:
+        return affine
+    shift = -centre * multiplier
+    return None, multiplier, shift if offset is None else offset + shift
+
+
+def _apply(x: Array, centre: Array | None, multiplier: Array, offset: Array | None) -> Array:
+    y = (x if centre is None else x - centre) * multiplier
+    return y if offset is None else y + offset
 
 
 def _expand(arrays: Any, axes: int | Sequence[int]) -> Any:

@@ -3,7 +3,6 @@
 Nothing here writes or reads a run's files, so that the loop can be tested without any.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,7 @@ from ml_collections import ConfigDict
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.nn.batch_last import largest_divisor
-from jax_mnist.runs import compiler, history, trained
+from jax_mnist.runs import history, trained
 from jax_mnist.runs.run import Run
 from jax_mnist.runs.trained import TrainedNetwork
 from jax_mnist.training import augment, recipe
@@ -141,10 +139,9 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
         digests += [record["variables_sha256"] for record in teachers.records]
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
-    with _stored_programs(runs):
-        hyper, state = init_replicas(
-            made, [*map(recipe.make_hyperparameters, configs)], [config.seed for config in configs]
-        )
+    hyper, state = init_replicas(
+        made, [*map(recipe.make_hyperparameters, configs)], [config.seed for config in configs]
+    )
     steps = examples // config.batch_size
     program = Program(
         runs=runs,
@@ -190,11 +187,6 @@ def _teachers(config: ConfigDict, normalization: augment.Normalization) -> Train
     return found
 
 
-def _stored_programs(runs: Sequence[Run]) -> contextlib.AbstractContextManager[None]:
-    """Loads programs without tracing, unless a caller's own functions are part of them."""
-    return contextlib.nullcontext() if runs[0].parts.names() else compiler.stored_programs()
-
-
 def load(config: ConfigDict) -> tuple[Dataset, Dataset]:
     """The training and the validation examples of a config.
 
@@ -230,7 +222,7 @@ def steps_per_call(steps: int, replicas: int = 1) -> int:
     """The number of steps in a call of `train_steps`: a divisor of the steps of an epoch."""
     backend = "cpu" if jax.default_backend() == "cpu" else "gpu"
     most = MAX_STEPS_PER_CALL[backend] // replicas
-    return largest_divisor(steps, max(1, most))
+    return mesh_lib.largest_divisor(steps, max(1, most))
 
 
 def training(program: Program, progress: Progress) -> Iterator[Progress]:
@@ -246,18 +238,17 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
     while progress.step < program.epochs * steps and progress.active.any():
         start = time.perf_counter()
         epoch, first = divmod(progress.step, steps)
-        with _stored_programs(program.runs):
-            if orders is None or first == 0:
-                orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
-            order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
-            state, metrics = train_steps(
-                program.recipe,
-                program.hyper,
-                progress.state,
-                program.train,
-                order,
-                teacher=program.teacher,
-            )
+        if orders is None or first == 0:
+            orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
+        order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
+        state, metrics = train_steps(
+            program.recipe,
+            program.hyper,
+            progress.state,
+            program.train,
+            order,
+            teacher=program.teacher,
+        )
         progress = _after_steps(progress, state, mesh_lib.fetch(mesh, metrics), starts=first == 0)
         ends = progress.step % steps == 0 or not progress.active.any()
         evaluations = evaluate(program, state) if ends else []
@@ -271,15 +262,14 @@ def training(program: Program, progress: Progress) -> Iterator[Progress]:
 def evaluate(program: Program, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
     """Evaluates each run on the validation examples; see `evaluate_replicas`."""
     variables = jax.vmap(inference_variables)(program.hyper, state)
-    with _stored_programs(program.runs):
-        evaluations = evaluate_replicas(
-            program.recipe.model,
-            variables,
-            program.validation,
-            probabilities=probabilities,
-            normalization=program.recipe.normalization,
-            mesh=program.mesh,
-        )
+    evaluations = evaluate_replicas(
+        program.recipe.model,
+        variables,
+        program.validation,
+        probabilities=probabilities,
+        normalization=program.recipe.normalization,
+        mesh=program.mesh,
+    )
     return evaluations[: len(program.runs)]
 
 

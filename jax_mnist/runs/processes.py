@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jax_mnist.config import ConfigError
+from jax_mnist.runs import compiler
 
 _HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as lost
 
@@ -33,6 +34,7 @@ def join_processes(address: str | None, number: int | None, index: int | None) -
       ConfigError: The processes cannot join with these arguments. If one never joins, JAX aborts
         the others after five minutes, with a message.
     """
+    compiler.ask_for_same_digits()  # which is too late once the processes have joined
     # If a lost process leaves this one waiting, JAX's heartbeat reports it and aborts; the stacks
     # of the threads would add nothing.
     faulthandler.disable()

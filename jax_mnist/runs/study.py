@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.files import PathLike
-from jax_mnist.runs import display, history, trainer, workers
+from jax_mnist.runs import compiler, display, history, trainer, workers
 from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Program, Progress, load_teachers
@@ -110,6 +110,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
     for config in taught.values():
         load_teachers(config)  # so that a missing one is reported before any run starts
     if unfinished:
+        compiler.configure()  # for the worker processes too
         finished = len(runs) - len(unfinished)
         on_cpu = jax.default_backend() == "cpu"
         groups = [] if on_cpu else trainer.groups_to_train(unfinished)

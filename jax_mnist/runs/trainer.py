@@ -93,6 +93,7 @@ def train(
       OSError: A file could not be written.
       StoppedError: See `train_together`.
     """
+    compiler.configure()  # before anything starts JAX
     workdir = Path(workdir)
     name = workdir.resolve().name
     parts = Parts(model, loss, optimizer)

@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from jax_mnist.data import datasets
+from jax_mnist.nn import kernels
 from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.processes import LostProcessError
 from jax_mnist.runs.run import Run
@@ -40,6 +42,7 @@ def train_on_every_core(
       Exception: Whatever `train_together` raises.
     """
     _prepare_data(runs)
+    kernels.for_backend()  # compiled, and warned about, only once
     free = cores(len(runs))
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     free_cores, trained, stop = context.Queue(), context.Queue(), context.Event()
@@ -114,6 +117,7 @@ _worker: dict[str, Any] = {}
 def _start_worker(free_cores: Any, trained: Any, stop: Any) -> None:
     """Binds this process to a core, before JAX counts the cores, and ends it with its parent."""
     _worker.update(trained=trained, stop=stop)
+    warnings.simplefilter("ignore")  # the parent has the same ones
     if (core := free_cores.get()) is not None:
         os.sched_setaffinity(0, {core})
     # The parent receives these signals too, and tells its workers. SIGINT stays ignored; SIGTERM

@@ -5,7 +5,6 @@ semantics are those of torchvision's `ColorJitter`, `RandomRotation` and `Random
 greyscale images, but in floating point, without rounding to 256 levels in between.
 """
 
-import functools
 from typing import NamedTuple
 
 import chex
@@ -14,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
-from jax_mnist.nn.xla import separate
+from jax_mnist.nn import kernels
 from jax_mnist.training.distortions import cutout, displacement
 
 
@@ -123,32 +121,55 @@ def affine(
     """
     matrix, offset = _inverse(image.shape[:2], rotation, shift, scale, shear)
     y, x = jnp.mgrid[: image.shape[0], : image.shape[1]]
-    places = [matrix[i, 0] * y + matrix[i, 1] * x + offset[i] for i in range(2)]
+    places = jnp.stack([matrix[i, 0] * y + matrix[i, 1] * x + offset[i] for i in range(2)])
     if displacement is not None:
-        places = [place + moved for place, moved in zip(places, displacement, strict=True)]
-
-    def warp(channel: Array) -> Array:
-        return map_coordinates(channel, places, order=1, mode="constant")
-
-    return jax.vmap(warp, in_axes=-1, out_axes=-1)(image)
+        places += displacement
+    interpolate = kernels.for_backend(image.dtype).interpolate
+    return jax.vmap(interpolate, in_axes=(-1, None), out_axes=-1)(image, places)
 
 
-@functools.partial(separate, static_argnums=0)  # rounded alike in every program
 def _inverse(
-    size: tuple[int, int],
+    size: tuple[int, ...],
     rotation: ArrayLike,
     shift: Array | tuple[ArrayLike, ArrayLike],
     scale: ArrayLike,
     shear: ArrayLike,
 ) -> tuple[Array, Array]:
     """The matrix and offset that map a pixel `(y, x)` of `affine`'s output to its input."""
-    angle, slant = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = _cos_sin(rotation)
+    cos_of_shear, sin_of_shear = _cos_sin(shear)
+    slant = sin_of_shear / cos_of_shear
     # Undoes the shift, then the scale and rotation, then the shear.
     matrix = jnp.array([[cos, -sin], [sin + slant * cos, cos - slant * sin]]) / scale
     centre = jnp.array([(side - 1) / 2 for side in size])
     moved = centre + jnp.array([shift[1], shift[0]])
     return matrix, centre - (matrix * moved).sum(-1)  # a GPU's matrix product is less precise
+
+
+def _cos_sin(degrees: ArrayLike) -> tuple[Array, Array]:
+    """Cosine and sine, with the same digits on every processor, unlike those of a C library.
+
+    The polynomials are those of Cephes for single precision; their error is about one unit in the
+    last place.
+    """
+    quarters = jnp.asarray(degrees) / 90
+    turns = jnp.round(quarters)
+    angle = (quarters - turns) * (np.pi / 2)
+    square = angle * angle
+    sin = angle + angle * square * (
+        -1.6666654611e-1 + square * (8.3321608736e-3 - square * 1.9515295891e-4)
+    )
+    cos = (
+        1
+        - square / 2
+        + square
+        * square
+        * (4.166664568298827e-2 + square * (-1.388731625493765e-3 + square * 2.443315711809948e-5))
+    )
+    quadrant = turns.astype(jnp.int32) % 4
+    cos, sin = jnp.where(quadrant % 2 == 0, cos, -sin), jnp.where(quadrant % 2 == 0, sin, cos)
+    half_turn = quadrant >= 2
+    return jnp.where(half_turn, -cos, cos), jnp.where(half_turn, -sin, sin)
 
 
 def random_affine(
@@ -237,7 +258,6 @@ def normalization_of(images: np.ndarray) -> Normalization:
     return Normalization(round(mean, 4), round(float(levels @ (values - mean) ** 2) ** 0.5, 4))
 
 
-@functools.partial(separate, static_argnums=(3, 4))
 def augment_batch(
     keys: Array,
     images: Array,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.nn.xla import Compiled, separate
+from jax_mnist.nn.xla import jit
 from jax_mnist.training.augment import MNIST, Normalization, normalize
 from jax_mnist.training.mesh import DATA, REPLICA, fetch, over_replicas, size, spread
 
@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
     probabilities: np.ndarray
 
 
-@functools.partial(Compiled, static_argnames=("model", "normalization", "mesh"))
+@functools.partial(jit, static_argnames=("model", "normalization", "mesh"))
 def predict(
     model: nn.Module,
     variables: dict[str, Any],
@@ -60,7 +60,6 @@ def predict(
     return result
 
 
-@functools.partial(separate, static_argnums=(0, 1))  # as in `step.train_steps`
 def _logits(
     model: nn.Module, normalization: Normalization, variables: dict[str, Any], images: Array
 ) -> Array:
@@ -110,10 +109,7 @@ def evaluate_replicas(
     ]
 
 
-@functools.partial(
-    Compiled,
-    static_argnames=("model", "batch_size", "normalization", "mesh"),
-)
+@functools.partial(jit, static_argnames=("model", "batch_size", "normalization", "mesh"))
 def _evaluate(
     model: nn.Module,
     variables: dict[str, Any],

@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jax_mnist.config import ConfigError
-from jax_mnist.nn.batch_last import largest_divisor
 
 REPLICA, DATA = "replica", "data"
 
@@ -82,6 +81,11 @@ def _check_shape(shape: tuple[int, int], config: ConfigDict, devices: int) -> No
         raise ConfigError(
             f"{asked} uses {needed} of {devices} devices: several processes must use all"
         )
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def size(mesh: Mesh | None, axis: str) -> int:

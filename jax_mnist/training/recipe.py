@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.nn import cnn
-from jax_mnist.nn.cnn import CNN, BatchNorm
-from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
+from jax_mnist.nn.affine import BatchNorm, GhostNorm
+from jax_mnist.nn.cnn import CNN
 from jax_mnist.training import optim
 from jax_mnist.training.augment import MNIST, AugmentParams, Normalization
 from jax_mnist.training.losses import cross_entropy
@@ -103,7 +103,7 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     if config.norm == "batch":
         return _make_model(BatchNorm, **common)
     ghosts = {"ghost_batch_size": config.ghost_batch_size, "stats_update": config.stats_update}
-    return _make_model(GhostBatchNorm, **ghosts, **common)
+    return _make_model(GhostNorm, **ghosts, **common)
 
 
 @functools.cache  # since a `functools.partial` is equal only to itself

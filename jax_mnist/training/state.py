@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_mnist.nn.xla import COMPILE_QUICKLY, Compiled
+from jax_mnist.nn.xla import COMPILE_QUICKLY, jit
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer
 
@@ -53,12 +53,10 @@ def _init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState
     )
 
 
-init = functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)(
-    _init
-)
+init = functools.partial(jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)(_init)
 
 
-@functools.partial(Compiled, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
+@functools.partial(jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
 def _init_all(recipe: Recipe, hyper: Hyperparameters, seeds: ArrayLike) -> TrainState:
     state: TrainState = jax.vmap(functools.partial(_init, recipe))(hyper, seeds)
     return state

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.nn.xla import Compiled, separate
+from jax_mnist.nn.xla import jit
 from jax_mnist.training import augment, packing
 from jax_mnist.training.mesh import DATA, REPLICA, example_keys, over_replicas, size, spread
 from jax_mnist.training.objective import Batch, gradient
@@ -45,7 +45,7 @@ def epoch_order(key: Array, epoch: ArrayLike, examples: int, batch_size: int) ->
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-@functools.partial(Compiled, static_argnames=("examples", "batch_size", "mesh"))
+@functools.partial(jit, static_argnames=("examples", "batch_size", "mesh"))
 def epoch_orders(
     keys: Array, epoch: ArrayLike, examples: int, batch_size: int, mesh: Mesh | None = None
 ) -> Array:
@@ -118,10 +118,10 @@ def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images
     return augment.augment_batch(keys, images, hyper.augment, recipe.normalization, recipe.uses)
 
 
-train_step = Compiled(_train_step, static_argnames="recipe")
+train_step = jit(_train_step, static_argnames="recipe")
 
 
-@functools.partial(Compiled, static_argnames="recipe", donate_argnames="state")
+@functools.partial(jit, static_argnames="recipe", donate_argnames="state")
 def train_steps(
     recipe: Recipe,
     hyper: Hyperparameters,
@@ -148,8 +148,7 @@ def train_steps(
     order = jnp.asarray(order)
     chex.assert_rank(order, 3)
     chex.assert_tree_shape_prefix((hyper, state.step), order.shape[:1])
-    # Compiled separately, so that a replica's rounding is the same in every program.
-    step = separate(functools.partial(_train_step, recipe))
+    step = functools.partial(_train_step, recipe)
 
     def train_replicas(
         hyper: Hyperparameters, state: TrainState, data: Dataset, order: Array, teacher: Any

@@ -14,7 +14,7 @@ from jax_mnist.data import datasets
 from jax_mnist.inference import pictures, web_page
 from jax_mnist.inference.predict import load
 from jax_mnist.nn.cnn import CNN, LAYERS, widened
-from jax_mnist.nn.operations import PLAIN
+from jax_mnist.nn.kernels import PLAIN
 from jax_mnist.training import augment
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def probabilities(network, images):
     """Those of each replica, `[replicas, batch, 10]`, without compiling for each batch size."""
     padded = np.concatenate([images, np.zeros((200 - len(images), 28, 28), np.uint8)])
     x = augment.normalize(padded[..., None].astype(np.float32) / 255, *network.normalization)
-    plain = network.model.clone(operations=PLAIN)
+    plain = network.model.clone(kernels=PLAIN)
     logits = [
         plain.apply(jax.tree.map(lambda leaf, r=r: leaf[r], network.variables), x, train=False)
         for r in range(len(network.records))

@@ -1,6 +1,8 @@
-"""The network against the layer table of the original and against plain convolutions."""
+"""The network against the layer table of the original, and its kernels against float64."""
 
+import contextlib
 import functools
+import itertools
 
 import chex
 import flax.linen as nn
@@ -11,8 +13,9 @@ import pytest
 from jax import lax
 
 from jax_mnist.nn import cnn as model
-from jax_mnist.nn.ghost_batch_norm import GhostBatchNorm
-from jax_mnist.nn.operations import BATCH_FIRST, BATCH_LAST, PLAIN, fastest
+from jax_mnist.nn import xla
+from jax_mnist.nn.affine import BatchNorm, GhostNorm
+from jax_mnist.nn.kernels import CPU, GPU, PLAIN, Kernels, for_backend
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 28, 28, 1)).astype(np.float32)
 
@@ -27,7 +30,7 @@ ORIGINAL = [
 @functools.cache
 def variables():
     """Parameters and running statistics that are all different from their initial values."""
-    network = model.CNN(operations=PLAIN)
+    network = model.CNN(kernels=PLAIN)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), IMAGES, train=False))
     rng = np.random.default_rng(1)
 
@@ -76,39 +79,15 @@ def test_parameters_are_those_of_the_original():
     assert model.parameter_count(params) == 8546
 
 
-def results(forward):
-    """Loss, logits of the inference and gradients; `forward` gives logits of both modes."""
-    weights = np.random.default_rng(2).normal(size=(5, 10))
-
-    def objective(params):
-        logits, inference = forward(variables() | {"params": params})
-        return (logits * weights).sum(), inference
-
-    return jax.jit(jax.value_and_grad(objective, has_aux=True))(variables()["params"])
-
-
-@pytest.fixture(scope="module")
-def plain_results():
-    return results(lambda v: (plain(v, IMAGES, True), plain(v, IMAGES, False)))
-
-
-@pytest.mark.parametrize("operations", [BATCH_FIRST, BATCH_LAST], ids=["first", "last"])
-def test_the_network_and_its_gradients_are_the_plain_ones(
-    operations, plain_results, quickly_compiled
-):
-    network = model.CNN(operations=operations)
-
-    def forward(v):
-        logits, _ = network.apply(v, IMAGES, train=True, mutable=["batch_stats"])
-        return logits, network.apply(v, IMAGES, train=False)
-
-    (value, logits), gradients = results(forward)
-    (expected_value, expected_logits), expected_gradients = plain_results
-    chex.assert_shape(logits, (5, 10))
-    chex.assert_trees_all_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(
-        (value, gradients), (expected_value, expected_gradients), rtol=1e-3, atol=2e-3
-    )
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.usefixtures("quickly_compiled")
+def test_the_network_is_the_one_that_is_written_out(train):
+    with jax.enable_x64(True):
+        given, images = jax.tree.map(np.float64, (variables(), IMAGES))
+        apply = functools.partial(model.CNN(kernels=PLAIN).apply, mutable=["batch_stats"])
+        found, _ = jax.jit(apply, static_argnames="train")(given, images, train=train)
+        expected = jax.jit(plain, static_argnames="train")(given, images, train=train)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_initial_kernels_are_uniform_as_pytorchs():
@@ -120,12 +99,137 @@ def test_initial_kernels_are_uniform_as_pytorchs():
     np.testing.assert_allclose(np.quantile(kernel, 0.75), bound / 2, rtol=0.02)
 
 
-# A small network, in which a norm precedes each operation that may follow one.
+# ---- Every kind of kernels against float64 -------------------------------------------------------
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def with_noise(seed, size):
+    """XLA's kernels, in which all that they take and give, and all gradients, are a little off.
+
+    Each number is off by its own part of itself, of at most `size`, as if it were rounded.
+    """
+    calls = itertools.count(1)
+
+    def off(tree):
+        def one(a):
+            # Quicker to compile than random numbers, and random enough.
+            noise = jnp.sin((1 + jnp.arange(a.size)) * (next(calls) + seed) ** 2.5)
+            return a * (1 + size * noise.reshape(a.shape))
+
+        return jax.tree.map(one, tree)
+
+    def off_map(affine):
+        return affine and type(affine)(*off(affine[:2]), affine.relu)
+
+    def convolve(x, kernel, affine, relu):
+        y, moments = PLAIN.convolve(off(x), off(kernel), off_map(affine), relu)
+        of_examples, of_batch = (lambda f=f: off(f()) for f in moments[-2:])
+        return off(y), moments._replace(of_examples=of_examples, of_batch=of_batch)
+
+    def max_pool(x, affine):
+        return PLAIN.max_pool(off(x), off_map(affine))
+
+    return Kernels(convolve, max_pool, off, off)
+
+
+@contextlib.contextmanager
+def noting(decisions):
+    """Appends what ReLUs and max-pools of XLA's kernels decide."""
+    relu, max_pool = jax.nn.relu, nn.max_pool
+
+    def noted_relu(x):
+        decisions.append(x > 0)
+        return relu(x)
+
+    def noted_max_pool(x, *args):
+        height, width = (size // 2 * 2 for size in x.shape[1:3])
+        window = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+        decisions.append(jnp.argmax(jnp.stack(window), 0))
+        return max_pool(x, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn, "relu", noted_relu)
+        patch.setattr(jax.nn, "relu", noted_relu)
+        patch.setattr(nn, "max_pool", noted_max_pool)
+        yield
+
+
+def results(network, train, given, images, weights, dropout, *noise):
+    """Logits, running statistics, gradients of parameters and images; with noise, decisions."""
+
+    def loss(params, images):
+        decisions = []
+        with noting(decisions) if noise else contextlib.nullcontext():
+            logits, updated = network.clone(
+                kernels=with_noise(*noise) if noise else network.kernels
+            ).apply(given | {"params": params}, images, train, dropout, mutable=["batch_stats"])
+        return (logits * weights).sum(), ((logits, updated), decisions)
+
+    gradients, (found, decisions) = jax.grad(loss, (0, 1), has_aux=True)(given["params"], images)
+    return (*found, *gradients), decisions
+
+
+# What float32 does to a result may be this many times what noise of one rounding for each number
+# does in float64, in the worst of a few tries, and for a rounding of the result itself: a sum
+# rounds each of its terms.
+FACTOR = 8
+
+
+def drawn(rng, a):
+    """Kernels of both signs; scales, biases and running statistics that are positive."""
+    return np.float32(rng.uniform(-0.9 if a.ndim > 1 else 0.1, 0.9, a.shape))
+
+
+def check_kinds(norm, layers, train, images, classes, kinds, dropout=None):
+    network = model.CNN(norm=norm, layers=layers, kernels=PLAIN, dropout_position="max-pool")
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=True))
+    compiled = xla.jit(results, static_argnums=(0, 1))
+    for seed in itertools.count():
+        rng = np.random.default_rng(seed)
+        given = jax.tree.map(lambda a, rng=rng: drawn(rng, a), shapes)
+        weights = rng.normal(size=(len(images), classes)).astype(np.float32)
+        with jax.enable_x64(True):
+            wide = *jax.tree.map(np.float64, (given, images, weights)), dropout
+            run = functools.partial(compiled, network, train, *wide)
+            expected, decisions = run(0.0, 0.0)
+            # Where so much noise changes what a ReLU or a max-pool decides, float32 may decide
+            # otherwise too, and gradients go elsewhere: such a draw says nothing about kernels.
+            if not all(
+                jax.tree.all(jax.tree.map(np.array_equal, run(seed, FACTOR * EPS)[1], decisions))
+                for seed in (1.0, 2.0)
+            ):
+                continue
+            near = [jax.device_get(run(seed, EPS)[0]) for seed in (3.0, 4.0, 5.0, 6.0)]
+            expected = jax.device_get(expected)
+        break
+    for kind in kinds:
+        found, _ = jax.device_get(
+            compiled(network.clone(kernels=kind), train, given, images, weights, dropout)
+        )
+        chex.assert_trees_all_equal_shapes(found, expected)
+
+        def check(path, got, want, *near):
+            assert got.dtype == np.float32
+            limit = max(np.abs(n - want).max() for n in near) + EPS * np.abs(want).max()
+            off = np.abs(got - want).max()
+            assert off <= FACTOR * limit, (jax.tree_util.keystr(path), off, limit)
+
+        jax.tree_util.tree_map_with_path(check, found, expected, *near)
+
+
 SMALL = (
     model.Layer(3, 3, model.RELU_NORM),
     model.Layer(1, 4, (*model.NORM_RELU, "max-pool 2x2")),
     model.Layer(3, 3, (*model.RELU_NORM, "average-pool 4x4")),
     model.Layer(1, 2, ()),
+)
+ODD = (  # each operation where the network has none
+    model.Layer(2, 3, ("max-pool 2x2", "norm", "ReLU", "ReLU")),
+    model.Layer(1, 4, ("norm", "max-pool 2x2")),
+    model.Layer(2, 3, ("ReLU", "ReLU", "norm")),
+    model.Layer(1, 3, ("norm", "ReLU", "average-pool 4x4", "ReLU")),
+    model.Layer(1, 2, ("norm",)),
 )
 
 
@@ -133,39 +237,39 @@ def flax_norm(*, batch_axis, **arguments):
     return nn.BatchNorm(**arguments)  # which has no affine map to hand on
 
 
+def group_norm(*, use_running_average, axis, batch_axis, name):
+    return nn.GroupNorm(None, 1, name=name)
+
+
 @pytest.mark.parametrize(
-    ("norm", "train"),
+    ("norm", "layers", "train", "dropout"),
     [
-        (model.BatchNorm, True),
-        (functools.partial(GhostBatchNorm, ghost_batch_size=4), True),  # of 4, 3 and 3 examples
-        (functools.partial(GhostBatchNorm, use_bias=False), False),
-        (flax_norm, True),
+        (BatchNorm, SMALL, True, False),
+        (BatchNorm, SMALL, False, True),
+        (functools.partial(GhostNorm, ghost_batch_size=4), SMALL, True, True),  # of 4, or 3
+        (functools.partial(GhostNorm, ghost_batch_size=6, use_bias=False), ODD, True, False),
+        (flax_norm, SMALL, True, True),
+        (group_norm, ODD, True, False),
     ],
 )
 @pytest.mark.usefixtures("quickly_compiled")
-def test_the_operations_are_the_plain_ones_with_any_norm(norm, train):
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(10, 10, 10, 1)).astype(np.float32)
-    weights = rng.normal(size=(10, 2)).astype(np.float32)
-    operations = (PLAIN, BATCH_FIRST, BATCH_LAST)
-    networks = [model.CNN(norm=norm, operations=o, layers=SMALL) for o in operations]
-    given = jax.eval_shape(lambda: networks[0].init(jax.random.key(0), images, train=True))
-    given = jax.tree.map(lambda a: np.float32(rng.uniform(0.1, 0.9, a.shape)), given)
-    params, others = given.pop("params"), given
+def test_every_kind_of_kernels_computes_what_float64_does(norm, layers, train, dropout):
+    size = (11, 10) if layers is SMALL else (15, 14)
+    images = np.random.default_rng(0).normal(size=(17, *size, 1)).astype(np.float32)
+    if dropout:
+        dropout = model.Dropout(jax.random.split(jax.random.key(2), len(images)), np.float32(0.4))
+    check_kinds(norm, layers, train, images, 2, kinds()[1:], dropout or None)
 
-    def results(network):
-        def loss(params):
-            variables = {"params": params, **others}
-            logits, updated = network.apply(variables, images, train, mutable=["batch_stats"])
-            return (logits * weights).sum(), (logits, updated)
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+@pytest.mark.usefixtures("quickly_compiled")
+def test_the_default_kernels_train_the_network_as_float64_does():
+    norm = functools.partial(GhostNorm, ghost_batch_size=2)
+    check_kinds(norm, model.LAYERS, True, IMAGES[:3], 10, [for_backend()])
 
-    expected, *found = map(results, networks)
-    chex.assert_shape(expected[0][1][0], (10, 2))
-    assert len(expected[0][1][1]["batch_stats"]) == 3
-    for got in found:
-        chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
+
+def kinds():
+    own = for_backend()
+    return [PLAIN, GPU] + [CPU] * (own is CPU)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +280,7 @@ def test_the_operations_are_the_plain_ones_with_any_norm(norm, train):
     ],
 )
 def test_norms_without_modes_have_the_same_parameters(norm):
-    network = model.CNN(norm=norm, operations=PLAIN)
+    network = model.CNN(norm=norm, kernels=PLAIN)
     logits, found = jax.eval_shape(
         lambda: network.init_with_output(jax.random.key(0), IMAGES, train=True)
     )
@@ -197,7 +301,6 @@ def test_the_width_multiplies_the_hidden_features():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("operations", [PLAIN, BATCH_FIRST, BATCH_LAST])
 @pytest.mark.parametrize(
     ("position", "then"),
     [
@@ -206,13 +309,12 @@ def test_the_width_multiplies_the_hidden_features():
     ],
 )
 @pytest.mark.usefixtures("quickly_compiled")
-def test_dropout_multiplies_the_channels_that_the_position_says(operations, position, then):
+def test_dropout_multiplies_the_channels_that_the_position_says(position, then):
     """Both layers are linear from there on."""
     dropout = model.Dropout(jax.random.split(jax.random.key(2), 5), 0.4)
     layers = (model.Layer(3, 6, then[0]), model.Layer(1, 10, then[1]))
-    network = model.CNN(operations=operations, layers=layers, dropout_position=position)
     images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
-    given = network.init(jax.random.key(0), images, train=True)
+    given = model.CNN(layers=layers).init(jax.random.key(0), images, train=True)
     hidden = jax.lax.conv_general_dilated(
         images, given["params"]["conv1"]["kernel"], (1, 1), "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -224,8 +326,10 @@ def test_dropout_multiplies_the_channels_that_the_position_says(operations, posi
     factors = np.asarray(dropout.factors(6))
     assert {*np.round(factors.ravel(), 4)} == {0.0, np.float32(1.6667)}
     expected = (hidden * factors) @ given["params"]["conv2"]["kernel"][0, 0]
-    found = jax.jit(functools.partial(network.apply, train=True))(given, images, dropout=dropout)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for kernels in kinds():
+        network = model.CNN(kernels=kernels, layers=layers, dropout_position=position)
+        apply = jax.jit(functools.partial(network.apply, train=True))
+        np.testing.assert_allclose(apply(given, images, dropout=dropout), expected, atol=1e-5)
 
 
 def test_channels_are_dropped_as_often_as_the_rate_says():
@@ -235,12 +339,20 @@ def test_channels_are_dropped_as_often_as_the_rate_says():
     np.testing.assert_allclose(factors.mean(), 1, atol=0.02)
 
 
-def test_the_default_operations_are_the_backends():
-    of_backend = {"cpu": BATCH_LAST, "gpu": BATCH_FIRST}
-    assert fastest() is of_backend.get(jax.default_backend(), PLAIN)
+def test_the_default_kernels_are_the_backends():
+    expected = {"cpu": CPU if CPU in kinds() else PLAIN, "gpu": GPU}
+    assert for_backend() is expected.get(jax.default_backend(), PLAIN)
     x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)
-    assert ("convolution" in lowered.as_text()) == (jax.default_backend() != "cpu")
+    assert ("convolution" in lowered.as_text()) == (for_backend() is PLAIN)
+
+
+def test_images_of_other_types_are_convolved_by_xla():
+    for dtype in (jnp.float64, jnp.bfloat16):
+        assert for_backend(dtype) is (GPU if jax.default_backend() == "gpu" else PLAIN)
+    given, x = jax.tree.map(jnp.bfloat16, (variables(), IMAGES))
+    logits = jax.eval_shape(functools.partial(model.CNN().apply, train=False), given, x)
+    assert logits.dtype == jnp.bfloat16 or logits.dtype == jnp.float32
 
 
 def test_layer_table_is_the_originals():

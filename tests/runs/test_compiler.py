@@ -4,7 +4,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from jax_mnist.config import ConfigError
+from jax_mnist.nn import library
+from jax_mnist.runs import compiler
 
 
 def run(code, **environment):
@@ -28,10 +33,10 @@ print(jax.jit(f)(jnp.ones((4, 4)))[0, 0])
 
 def test_programs_are_kept_in_the_users_cache_folder(tmp_path):
     run(COMPILE, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    (folder,) = (tmp_path / "cache" / "jax_mnist").iterdir()
+    (folder,) = (tmp_path / "cache" / "jax_mnist").glob("*-cores")
     assert any(folder.iterdir())
     run(COMPILE, XDG_CACHE_HOME=str(tmp_path / "other"), JAX_COMPILATION_CACHE_DIR=str(tmp_path))
-    assert not (tmp_path / "other").exists()
+    assert not [*(tmp_path / "other").rglob("*-cores")]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a choice of cores")
@@ -40,44 +45,26 @@ def test_what_was_compiled_for_one_core_is_not_used_on_more(tmp_path):
     run(COMPILE, XDG_CACHE_HOME=str(tmp_path))
     one_core = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
     run(one_core + COMPILE, XDG_CACHE_HOME=str(tmp_path))
-    assert len(list((tmp_path / "jax_mnist").iterdir())) == 2
+    assert len([*(tmp_path / "jax_mnist").glob("*-cores")]) == 2
 
 
-STORED = """
-import functools
-import jax, jax.numpy as jnp
-from jax_mnist.nn.xla import Compiled
-from jax_mnist.runs import compiler
-compiler.configure()
-@functools.partial(Compiled, static_argnames="power", donate_argnames="x")
-def f(power, x, *, offset):
-    print("traced", power)
-    return {"y": x ** (power if isinstance(power, int) else 2) + offset["o"]}
-for power in (2, 3):
-    with compiler.stored_programs():
-        for _ in range(2):
-            x = jnp.arange(4.0)
-            print(f(power, x, offset={"o": jnp.float32(1)})["y"][3], x.is_deleted())
-"""
+def test_xla_is_told_to_make_the_same_code_for_every_processor():
+    code = "import os; from jax_mnist.runs import compiler; {}; print(os.environ['XLA_FLAGS'])"
+    assert "max_isa=AVX2" in run(code.format("compiler.configure()"), XLA_FLAGS="")
+    chosen = "--xla_cpu_max_isa=AVX"
+    assert run(code.format("compiler.configure()"), XLA_FLAGS=chosen).strip() == chosen
 
 
-def test_a_stored_program_is_not_traced_again(tmp_path):
-    def start():
-        return run(STORED, JAX_COMPILATION_CACHE_DIR=str(tmp_path)).splitlines()
-
-    results = ["10.0 True"] * 2, ["28.0 True"] * 2
-    compiled = ["traced 2", *results[0], "traced 3", *results[1]]
-    assert start() == compiled
-    files = sorted(tmp_path.glob("program-*"))
-    assert len(files) == 2
-    assert start() == [*results[0], *results[1]]
-    for file in files:
-        file.write_bytes(file.read_bytes()[:1000])
-    assert start() == compiled  # a damaged file is replaced
-    assert start() == [*results[0], *results[1]]
+def test_where_jax_runs_already_a_warning_says_that_digits_may_differ(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(library, "instruction_set", lambda: "avx512")
+    jax.devices()
+    with pytest.warns(UserWarning, match=r"digits may differ .* XLA_FLAGS=--xla_cpu_max_isa=AVX2"):
+        compiler.configure()
+    assert not os.environ["XLA_FLAGS"]
 
 
-def test_a_program_is_not_stored_if_its_arguments_cannot_be_told_in_another_process(tmp_path):
-    code = STORED.replace("(2, 3)", "(object(),)")
-    run(code, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
-    assert not [*tmp_path.glob("program-*")]
+def test_an_unknown_choice_of_kernels_is_an_error_in_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_MNIST_KERNELS", "sse")
+    with pytest.raises(ConfigError, match=r"JAX_MNIST_KERNELS=sse: unknown; choose one of: .*off"):
+        compiler.configure()

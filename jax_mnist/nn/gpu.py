@@ -1,4 +1,4 @@
-"""Convolution with the batch as the first axis, which XLA compiles to fast GPU code.
+"""Convolutions that XLA compiles to fast GPU code.
 
 With few channels, and above all with several replicas, XLA's own convolutions are unsuitable for a
 GPU: `jax.vmap` over kernels makes one grouped convolution of them, and the gradient of its kernels
@@ -10,11 +10,9 @@ other forms map to plain batched operations:
 - The gradient with respect to the kernel is one matrix product over all positions. Its left factor
   holds the windows, in blocks of neighbouring columns, so that windows that overlap share entries:
   1.5 times three rows for blocks of `_MAX_BLOCK` columns, instead of 3 times three rows.
-- The gradient of pooling finds the maximum by comparing slices, where XLA's own scatters
-  (`pooling.py`).
+- The gradient of pooling finds the maximum by comparing slices, where XLA's own scatters.
 
-`operations.BATCH_FIRST` makes these available to the network. Results are those of the usual
-operations, except for rounding.
+Results are those of the usual operations, except for rounding.
 """
 
 import functools
@@ -24,27 +22,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_mnist.nn import deferred
-from jax_mnist.nn.batch_last import largest_divisor
-from jax_mnist.nn.deferred import Affine, compute
+from jax_mnist.nn.affine import Affine
 
 _MAX_BLOCK = 4
 
 
-def convolve(x: Array | Affine, kernel: Array) -> Array:
-    """Convolves with stride 1 and without padding, as `lax.conv_general_dilated` does.
+def convolve(x: Array, kernel: Array, affine: Affine | None) -> Array:
+    """Convolves `affine(x)` with stride 1 and without padding, as `lax.conv_general_dilated` does.
 
     Args:
-      x: Activations, `[batch, height, width, channels]`, or an affine map of them, whose parts have
-        the shape `[batch, 1, 1, channels]`, or `[1, 1, 1, channels]` if all examples share them.
+      x: Activations, `[batch, height, width, channels]`.
       kernel: The kernel, `[rows, columns, channels, features]`.
+      affine: What is still to be applied to `x`, or None.
 
     Returns:
       Activations, `[batch, height - rows + 1, width - columns + 1, features]`.
     """
-    if isinstance(x, Affine):
-        return _convolve(x.x, kernel, x[1:])
-    return _convolve(jnp.asarray(x), kernel, None)
+    if affine is not None and affine.relu:
+        x, affine = affine(x), None
+    maps = None if affine is None else tuple(a[:, None, None] for a in affine[:2])
+    return _convolve(jnp.asarray(x), kernel, maps)
 
 
 @jax.custom_vjp
@@ -105,11 +102,12 @@ def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
     """Sums the products of windows of `x` and `dy` over positions and examples."""
     batch, height, width, features = dy.shape
     channels = x.shape[3]
-    block = largest_divisor(width, _MAX_BLOCK) if columns > 1 else 1
+    block = max(d for d in range(1, _MAX_BLOCK + 1) if width % d == 0) if columns > 1 else 1
     wide = block + columns - 1  # columns of all windows of a block together
     positions = batch * height * width // block
     windows = x if rows == wide == 1 else _windows(x, rows, wide, block)
-    product = windows.reshape(positions, -1).T @ dy.reshape(positions, block * features)
+    windows = windows.reshape(positions, rows * wide * channels)
+    product = windows.T @ dy.reshape(positions, block * features)
     product = product.reshape(rows, wide, channels, block, features)
     return sum(product[:, i : i + columns, :, i] for i in range(block))  # type: ignore[return-value]
 
@@ -143,14 +141,39 @@ def _convolve_backward(saved: Any, dy: Array) -> tuple[Array, Array, Any]:
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def normalize(norm: Any, x: Array | Affine) -> Array | Affine:
-    """Applies a norm, or puts off its affine map, see `deferred.normalize`.
+def max_pool(x: Array) -> Array:
+    """The maximum over windows of 2x2, with stride 2.
 
-    The norm sees height and width as one axis, which makes XLA keep the order of the axes: left to
-    choose, it copies activations from one order to another.
+    If values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
+
+    Args:
+      x: Activations, `[batch, height, width, channels]`.
     """
-    x = compute(x)
-    y = deferred.normalize(norm, x.reshape(len(x), -1, x.shape[-1]))
-    if isinstance(y, Affine):
-        return Affine(x, *(part[:, None] for part in y[1:]))
-    return compute(y).reshape(x.shape)
+    _, height, width, _ = x.shape
+    return _max_pool(x[:, : height // 2 * 2, : width // 2 * 2])
+
+
+@jax.custom_vjp
+def _max_pool(x: Array) -> Array:
+    return _max_pool_forward(x)[0]
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, Array]:
+    y, place = x[:, ::2, ::2], jnp.zeros((), jnp.uint8)
+    for n in (1, 2, 3):
+        part = x[:, n // 2 :: 2, n % 2 :: 2]
+        place = jnp.where(part > y, jnp.uint8(n), place)
+        y = jnp.maximum(y, part)
+    return y, place
+
+
+def _max_pool_backward(place: Array, dy: Array) -> tuple[Array]:
+    batch, height, width, channels = dy.shape
+    inside = (2, 4)  # the row and the column in a window, as axes of their own
+    window = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    here = jnp.expand_dims(place, inside) == window
+    dx = jnp.where(here, jnp.expand_dims(dy, inside), 0)
+    return (dx.reshape(batch, 2 * height, 2 * width, channels),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

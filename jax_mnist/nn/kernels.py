@@ -1,0 +1,95 @@
+"""The convolutions of the network on JAX's default backend."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.ndimage import map_coordinates
+from jax.typing import DTypeLike
+
+from jax_mnist.nn import cpu, gpu, library
+from jax_mnist.nn.affine import Affine, Moments, moments_of_images
+
+
+class Kernels(NamedTuple):
+    """What a network computes with. All kinds give the same results, except for rounding.
+
+    Activations are only passed from one function to the next: each kind has its own form of them.
+
+    Attributes:
+      convolve: Convolves `affine(x)` with a kernel `[rows, columns, channels, features]`, with
+        stride 1 and without padding, and then replaces negative results by 0 if `relu`:
+        `convolve(x, kernel, affine, relu)`. Returns activations and their moments.
+      max_pool: The maximum of `affine(x)` over windows of 2x2, with stride 2:
+        `max_pool(x, affine)`.
+      from_images: Turns images, `[examples, height, width, channels]`, into activations.
+      to_images: The reverse.
+      interpolate: An image, `[height, width]`, at places, `[2, height, width]`, in pixels; 0 beyond
+        its border. This is `map_coordinates(image, places, order=1)` of SciPy.
+    """
+
+    convolve: Callable[[Any, Array, Affine | None, bool], tuple[Any, Moments]]
+    max_pool: Callable[[Any, Affine | None], Any]
+    from_images: Callable[[Array], Any] = lambda images: images
+    to_images: Callable[[Any], Array] = lambda images: images
+    interpolate: Callable[[Array, Array], Array] = functools.partial(map_coordinates, order=1)
+
+
+def _plain(x: Array, kernel: Array, affine: Affine | None, relu: bool) -> tuple[Array, Moments]:
+    y = lax.conv_general_dilated(
+        x if affine is None else affine(x),
+        kernel,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    y = nn.relu(y) if relu else y
+    return y, moments_of_images(y)
+
+
+def _plain_max_pool(x: Array, affine: Affine | None) -> Array:
+    return nn.max_pool(x if affine is None else affine(x), (2, 2), (2, 2))
+
+
+def _gpu(x: Array, kernel: Array, affine: Affine | None, relu: bool) -> tuple[Array, Moments]:
+    y = gpu.convolve(x, kernel, affine)
+    y = nn.relu(y) if relu else y
+    return y, moments_of_images(y)
+
+
+def _gpu_max_pool(x: Array, affine: Affine | None) -> Array:
+    return gpu.max_pool(x if affine is None else affine(x))
+
+
+PLAIN = Kernels(_plain, _plain_max_pool)  # XLA's own
+GPU = Kernels(_gpu, _gpu_max_pool)
+CPU = Kernels(cpu.convolve, cpu.max_pool, cpu.from_images, cpu.to_images, cpu.interpolate)
+
+
+def for_backend(dtype: DTypeLike = jnp.float32) -> Kernels:
+    """The fastest kernels on JAX's default backend for images of this type.
+
+    Warns:
+      UserWarning: There are none for this CPU, or they cannot be compiled; says what to do.
+    """
+    match jax.default_backend():
+        case "gpu":
+            return GPU
+        case "cpu" if dtype == jnp.float32:
+            return _for_cpu()
+    return PLAIN
+
+
+@functools.cache  # warns once
+def _for_cpu() -> Kernels:
+    try:
+        cpu.register()
+    except library.UnavailableError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return PLAIN
+    return CPU

@@ -1,0 +1,626 @@
+"""Every kind of kernels against XLA's own convolution and pooling in float64."""
+
+import concurrent.futures
+import functools
+import hashlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jax_mnist.nn import cpu, library, xla
+from jax_mnist.nn import kernels as kernels_lib
+from jax_mnist.nn.affine import Affine
+from jax_mnist.nn.kernels import CPU, GPU, PLAIN
+
+ROUNDING = np.finfo(np.float32).eps / 2  # the most of a number that a rounding changes
+SOURCES = Path(kernels_lib.__file__).parent / "csrc"
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@functools.cache
+def kinds():
+    kernels = {"plain": PLAIN, "GPU": GPU}
+    return kernels | ({"CPU": CPU} if kernels_lib.for_backend() is CPU else {})
+
+
+@pytest.fixture
+def on_cpu():
+    if "CPU" not in kinds():
+        pytest.skip("there are no CPU kernels on this machine")
+
+
+def has_avx512():
+    return "avx512bw" in Path("/proc/cpuinfo").read_text()
+
+
+def float64(tree):
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+# ---- Convolutions --------------------------------------------------------------------------------
+
+
+def correlate(x, kernel):
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))
+    return np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2)))
+
+
+def mapped(x, maps):
+    return x * maps[0][:, None, None] + maps[1][:, None, None] if maps else x
+
+
+def without_ties(normal, x, kernel, maps, relu_in, relu_out, roundings):
+    """Draws pixels of `x` again until rounding cannot change what a ReLU decides.
+
+    A ReLU of a value that float32 cannot tell from zero is open or closed at random, and so is the
+    gradient that passes it: such a difference is no error of a kernel.
+    """
+    while True:
+        z, largest = (mapped(*float64(p)) for p in ((x, maps), jax.tree.map(np.abs, (x, maps))))
+        tie = np.zeros(x.shape[:3], bool)
+        if relu_in:
+            tie |= (np.abs(z) < 3 * ROUNDING * largest).any(3)
+            z, largest = np.maximum(z, 0), np.where(z > 0, largest, 0)
+        if relu_out:  # an exact zero is one in float32 too
+            y, limit = correlate(z, float64(kernel)), correlate(largest, float64(np.abs(kernel)))
+            here = (np.abs(y) < roundings * ROUNDING * limit).any(3)
+            tie[:, : here.shape[1], : here.shape[2]] |= here
+        if not tie.any():
+            return x
+        x[tie] = normal(tie.sum(), x.shape[3])
+
+
+def sums_of(moments):
+    """Sums over positions, of entries and of their squares."""
+    return [mean * moments.positions for mean in moments.of_examples()]
+
+
+def convolution(kernels, arguments, gradients, relu_in, relu_out):
+    """Result, sums and sums of squares, and the gradients of x, the kernel and the map."""
+
+    def forward(x, kernel, maps):
+        affine = Affine(*maps, relu_in) if maps else None
+        y, moments = kernels.convolve(kernels.from_images(x), kernel, affine, relu_out)
+        return kernels.to_images(y), *sums_of(moments)
+
+    @xla.jit
+    def apply(arguments, gradients):
+        result, pull = jax.vjp(forward, *arguments)
+        return *result, *pull(gradients)
+
+    return jax.device_get(apply(arguments, gradients))
+
+
+def check_convolution(size, more, channels, features, batch, maps, relu_in, relu_out, seed):
+    (rows, columns), (height, width) = size, np.add(size, more)
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    y = batch, height - rows + 1, width - columns + 1, features
+    kernel, positions = normal(rows, columns, channels, features), y[1] * y[2]
+    examples = {"no": None, "shared": 1, "own": batch}[maps]
+    maps = () if examples is None else (normal(examples, channels), normal(examples, channels))
+    relu_in = relu_in and bool(maps)
+
+    # The roundings behind each result, one after another: of the map and of y, of the gradient of y
+    # before its ReLU, and of the sums that each gradient takes. A few more cover a sum's start.
+    of_y = rows * columns * channels + 4
+    of_d = of_y + 4
+    of_x = of_d + rows * columns * features + 2
+    of_kernel = of_d + batch * positions + 2
+    of_maps = of_x + batch * height * width + 2
+    roundings = of_y, of_y + positions, of_y + positions + 1, of_x, of_kernel, of_maps
+
+    x = without_ties(
+        normal, normal(batch, height, width, channels), kernel, maps, relu_in, relu_out, of_y
+    )
+    given = (x, kernel, maps), (normal(*y), normal(batch, features), normal(batch, features))
+    with jax.enable_x64(True):
+        expected = convolution(PLAIN, *float64(given), relu_in, relu_out)
+        # The same sums, of absolute values.
+        sums = convolution(PLAIN, *jax.tree.map(np.abs, float64(given)), False, False)
+    for kind, kernels in kinds().items():
+        found = convolution(kernels, *given, relu_in, relu_out)
+        for name, n, *trees in zip(
+            ("y", "sums", "squares", "dx", "dkernel", "dmaps"),
+            roundings, expected, sums, found, strict=True,
+        ):  # fmt: skip
+            for want, size, got in zip(*map(jax.tree.leaves, trees), strict=True):
+                assert got.dtype == np.float32 and got.shape == want.shape
+                excess = np.abs(got - want) - n * ROUNDING * size
+                assert not (excess > 0).any() and np.isfinite(got).all(), (kind, name, excess.max())
+
+
+def test_convolutions_and_their_gradients_are_those_of_float64(thorough):
+    @settings(max_examples=50 if thorough else 4, deadline=None)
+    @given(
+        st.sampled_from([(1, 1), (3, 3), (2, 3), (3, 2), (1, 3), (5, 5), (4, 1)]),
+        st.tuples(st.integers(0, 13), st.integers(0, 13)), st.integers(1, 24), st.integers(1, 24),
+        st.sampled_from([0, 1, 15, 16, 17, 50]), st.sampled_from(["no", "shared", "own"]),
+        st.booleans(), st.booleans(), st.integers(0, 99),
+    )  # fmt: skip
+    @example((3, 3), (25, 25), 1, 10, 3, "no", False, True, 0)  # the network's first layers
+    @example((3, 3), (23, 23), 10, 16, 17, "own", True, True, 0)
+    @example((1, 1), (23, 23), 16, 10, 16, "shared", False, False, 0)
+    @example((2, 3), (4, 5), 23, 11, 50, "own", True, True, 0)
+    @example((1, 1), (3, 3), 1, 1, 50, "own", True, True, 0)  # some examples are all zeros
+    @example((5, 5), (3, 7), 7, 13, 0, "shared", True, False, 0)
+    def check(size, more, channels, features, batch, maps, relu_in, relu_out, seed):
+        check_convolution(size, more, channels, features, batch, maps, relu_in, relu_out, seed)
+
+    check()
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_what_is_no_number_stays_so_through_a_relu(maps):
+    x = np.random.default_rng(0).normal(size=(17, 4, 5, 3)).astype(np.float32)
+    x[3, 1, 2, 0] = x[16, 0, 0, 2] = np.nan
+    kernel = np.ones((2, 2, 3, 4), np.float32)
+    affine = Affine(np.ones((1, 3), "f"), np.zeros((1, 3), "f"), True) if maps else None
+    expected = np.isnan(correlate(x, kernel))
+    assert 0 < expected.sum() < expected.size
+    for kernels in kinds().values():
+        y, moments = kernels.convolve(kernels.from_images(x), kernel, affine, True)
+        np.testing.assert_array_equal(np.isnan(kernels.to_images(y)), expected)
+        np.testing.assert_array_equal(np.isnan(moments.sums), expected.any((1, 2)))
+
+
+# ---- Pooling and interpolation -------------------------------------------------------------------
+
+
+def max_pool(kernels, x, maps, relu):
+    affine = Affine(*maps, relu) if maps else None
+    return kernels.to_images(kernels.max_pool(kernels.from_images(x), affine))
+
+
+def check_max_pool(height, width, channels, batch, maps, relu, seed):
+    """All numbers are small integers, with which float32 is exact: ties are ties in any order."""
+    rng = np.random.default_rng(seed)
+
+    def integers(*shape):
+        return rng.integers(-3, 4, shape).astype(np.float32)
+
+    x, examples = integers(batch, height, width, channels), {"shared": 1, "own": batch}.get(maps)
+    maps = () if maps == "no" else (integers(examples, channels), integers(examples, channels))
+    dy = integers(batch, height // 2, width // 2, channels)
+
+    def results(kernels):
+        @xla.jit
+        def apply(x, maps):
+            y, pull = jax.vjp(lambda x, maps: max_pool(kernels, x, maps, relu), x, maps)
+            return y, pull(dy)
+
+        return apply(x, maps)
+
+    expected = results(PLAIN)
+    for kernels in kinds().values():
+        jax.tree.map(np.testing.assert_array_equal, results(kernels), expected)
+
+
+def test_pooling_gives_the_gradient_to_the_first_of_the_largest(thorough):
+    @settings(max_examples=100 if thorough else 4, deadline=None)
+    @given(
+        st.integers(1, 9), st.integers(1, 9), st.integers(1, 20),
+        st.sampled_from([0, 1, 15, 16, 17, 50]), st.sampled_from(["no", "shared", "own"]),
+        st.booleans(), st.integers(0, 99),
+    )  # fmt: skip
+    @example(6, 8, 3, 17, "no", False, 0)
+    @example(7, 5, 11, 17, "own", True, 0)
+    def check(height, width, channels, batch, maps, relu, seed):
+        check_max_pool(height, width, channels, batch, maps, relu, seed)
+
+    check()
+
+
+@pytest.mark.parametrize("relu", [None, False, True])
+def test_a_window_with_what_is_no_number_has_no_largest_number(relu):
+    """XLA's own pooling on a CPU loses some of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(17, 7, 9, 5)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    x[rng.random(x.shape) < 0.1] = np.inf
+    maps = () if relu is None else (np.ones((1, 5), "f"), np.zeros((1, 5), "f"))
+    expected = x[:, :6, :8].reshape(17, 3, 2, 4, 2, 5).max((2, 4))
+    expected = np.maximum(expected, 0) if relu else expected
+    for kernels in [k for k in kinds().values() if k is not PLAIN]:
+        np.testing.assert_array_equal(max_pool(kernels, x, maps, relu), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (28, 28)])
+def test_interpolation_is_that_of_scipy(size):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, *size)).astype(np.float32)
+    places = rng.uniform(-3, np.max(size) + 2, (3, 2, 2, *size)).astype(np.float32)
+    places[0] = np.round(places[0])  # pixels themselves
+    places[1, 0, 0] = -1e-9
+    places[2, 1, :, 0, 0] = 1e30, -1e30
+    read = functools.partial(scipy.ndimage.map_coordinates, order=1, mode="grid-constant")
+    expected = [
+        [read(image, p) for p in both]
+        for image, both in zip(*float64((images, places)), strict=True)
+    ]
+    # Of the values that six roundings meet, none is more than four times the largest pixel.
+    limit = 6 * 4 * ROUNDING * np.abs(images).max()
+    for kernels in kinds().values():
+        found = jax.vmap(jax.vmap(kernels.interpolate, (None, 0)))(images, places)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
+
+
+def test_places_that_are_no_numbers_lie_outside_of_an_image(on_cpu):
+    image, (y, x) = np.ones((4, 5), np.float32), np.indices((4, 5)).astype(np.float32)
+    y[0, :3], x[1, :3] = (np.nan, np.inf, -np.inf), (np.nan, np.inf, -np.inf)
+    expected = np.isfinite(y) & np.isfinite(x)
+    np.testing.assert_array_equal(CPU.interpolate(image, np.stack([y, x])), expected)
+
+
+# ---- Under the transformations of JAX ------------------------------------------------------------
+
+
+def integers(*shape, seed=0):
+    """With small integers float32 is exact, and so are sums in any order."""
+    return np.random.default_rng(seed).integers(-2, 3, shape).astype(np.float32)
+
+
+EXAMPLES = 24
+X, KERNEL = integers(EXAMPLES, 5, 6, 3), integers(2, 3, 3, 4)
+MAPS = integers(EXAMPLES, 3, seed=1), integers(EXAMPLES, 3, seed=2)
+
+
+def loss(x, kernel, maps):
+    y, moments = CPU.convolve(CPU.from_images(x), kernel, Affine(*maps, True), True)
+    y = CPU.max_pool(y, None)
+    sums, squares = sums_of(moments)
+    return CPU.to_images(y).sum() + (sums**2).sum() - squares.sum()
+
+
+gradient = jax.value_and_grad(loss, argnums=(0, 1, 2))
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def several(function, number=3):
+    """`function(n)` for each replica, stacked."""
+    return jax.tree.map(lambda *a: np.stack(a), *map(function, range(number)))
+
+
+@pytest.mark.usefixtures("on_cpu")
+class TestTransformations:
+    def test_jit_and_checkpoint(self):
+        expected = gradient(X, KERNEL, MAPS)
+        assert expected[0] != 0 and all(a.any() for a in jax.tree.leaves(expected))
+        assert_same(jax.jit(gradient)(X, KERNEL, MAPS), expected)
+        again = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))
+        assert_same(jax.jit(again)(X, KERNEL, MAPS), expected)
+
+    def test_scan(self):
+        def body(kernel, x):
+            return kernel + jnp.sign(jax.grad(loss, 1)(x, kernel, MAPS)), loss(x, kernel, MAPS)
+
+        xs = np.stack([X, -X, X[::-1]])
+        found = jax.jit(lambda kernel: jax.lax.scan(body, kernel, xs))(KERNEL)
+        kernel, losses = KERNEL, []
+        for x in xs:
+            kernel, value = body(kernel, x)
+            losses.append(value)
+        assert_same(found, (kernel, np.stack(losses)))
+
+    @pytest.mark.parametrize(
+        "axes", [(0, 0, 0), (None, 0, None), (0, None, None), (None, None, 0), (None, 0, 0)]
+    )
+    def test_replicas_are_the_same_bit_for_bit_as_one_by_one(self, axes):
+        rng = np.random.default_rng(0)
+        shapes = (X, KERNEL, MAPS)
+        given = [
+            jax.tree.map(
+                lambda a, axis=axis: rng.normal(size=(3,) * (axis == 0) + a.shape).astype("f"), tree
+            )
+            for tree, axis in zip(shapes, axes, strict=True)
+        ]
+
+        def one(n):
+            pick = (
+                tree if axis is None else jax.tree.map(lambda a: a[n], tree)
+                for tree, axis in zip(given, axes, strict=True)
+            )  # fmt: skip
+            return gradient(*pick)
+
+        assert_same(jax.jit(jax.vmap(gradient, axes))(*given), several(one))
+
+    def test_replicas_of_several_batches(self):
+        kernels, xs = integers(2, *KERNEL.shape), integers(3, *X.shape)
+        both = jax.vmap(jax.vmap(gradient, (None, 0, None)), (0, None, None))
+        expected = several(lambda n: several(lambda m: gradient(xs[n], kernels[m], MAPS), 2))
+        assert_same(jax.jit(both)(xs, kernels, MAPS), expected)
+
+    def test_shard_map(self):
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        own, all_ = P("data"), P()
+
+        def shared(x, kernel, maps):
+            value, (dx, dkernel, dmaps) = gradient(x, kernel, maps)
+            return jax.lax.psum((value, dkernel), "data"), dx, dmaps
+
+        spread = functools.partial(
+            jax.shard_map, mesh=mesh, in_specs=(own, all_, own), check_vma=False
+        )
+        value, (dx, dkernel, dmaps) = gradient(X, KERNEL, MAPS)
+        found = jax.jit(spread(shared, out_specs=(all_, own, own)))(X, KERNEL, MAPS)
+        assert_same(found, ((value, dkernel), dx, dmaps))
+
+        # The gradient of the mapped function.
+        total = spread(lambda *a: jax.lax.psum(loss(*a), "data"), out_specs=all_)
+        assert_same(jax.jit(jax.grad(total, (0, 1, 2)))(X, KERNEL, MAPS), (dx, dkernel, dmaps))
+
+    def test_a_gradient_that_nobody_asks_for_is_not_computed(self):
+        def calls(argnums):
+            text = jax.jit(jax.grad(loss, argnums)).lower(X, KERNEL, MAPS).as_text()
+            (line,) = (n for n in text.splitlines() if "ConvolveBackward" in n)
+            return line.split("->")[1]
+
+        assert "tensor<0x5x6x3x16xf32>" in calls(1)
+        for argnums in (0, 2, (0, 1)):
+            assert "tensor<2x5x6x3x16xf32>" in calls(argnums)
+        assert_same(jax.jit(jax.grad(loss, 1))(X, KERNEL, MAPS), gradient(X, KERNEL, MAPS)[1][1])
+
+    def test_derivatives_that_there_are_not_are_errors(self):
+        def of_kernel(kernel):
+            return loss(X, kernel, MAPS)
+
+        with pytest.raises(TypeError, match="forward-mode autodiff"):
+            jax.jvp(of_kernel, (KERNEL,), (KERNEL,))
+        with pytest.raises(ValueError, match=r"jax_mnist_\w+Backward` cannot be differentiated"):
+            jax.grad(lambda kernel: jax.grad(of_kernel)(kernel).sum())(KERNEL)
+        with pytest.raises(ValueError, match="Interpolate` cannot be differentiated"):
+            jax.grad(lambda image: CPU.interpolate(image, np.zeros((2, 4, 4), "f")).sum())(X[0, 0])
+
+    def test_many_threads_at_once(self):
+        compiled = jax.jit(gradient)
+        expected = [jax.device_get(compiled(X * n, KERNEL, MAPS)) for n in range(8)]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda n: compiled(X * (n % 8), KERNEL, MAPS), range(200)))
+        for n, result in enumerate(found):
+            assert_same(result, expected[n % 8])
+
+
+# ---- The same digits everywhere ------------------------------------------------------------------
+
+
+def digest(connection=None, processors=None):
+    """A hash of results and gradients of odd sizes; alone on one processor if asked to."""
+    if processors:
+        os.sched_setaffinity(0, processors)
+    rng = np.random.default_rng(0)
+    found = hashlib.sha256()
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def add(tree):
+        for leaf in jax.tree.leaves(tree):
+            found.update(np.asarray(leaf).tobytes())
+
+    assert kernels_lib.for_backend() is CPU
+    for rows, columns, height, width, channels, features, batch, maps in (
+        (3, 3, 14, 15, 10, 16, 50, 50), (1, 1, 9, 7, 23, 11, 33, 1), (2, 5, 6, 13, 3, 7, 17, None),
+    ):  # fmt: skip
+        arguments = (
+            normal(batch, height, width, channels),
+            normal(rows, columns, channels, features),
+            (normal(maps, channels), normal(maps, channels)) if maps else (),
+        )
+        dy = normal(batch, height - rows + 1, width - columns + 1, features)
+        gradients = dy, normal(batch, features), normal(batch, features)
+        add(convolution(CPU, arguments, gradients, bool(maps), True))
+        x = CPU.from_images(arguments[0])
+        affine = Affine(*arguments[2], True) if maps else None
+        y, pull = jax.vjp(lambda x, affine=affine: CPU.max_pool(x, affine), x)
+        add((y, pull(y)))
+    add(CPU.interpolate(normal(28, 28), 10 * normal(2, 28, 28)))
+    if connection:
+        connection.send(found.hexdigest())
+    return found.hexdigest()
+
+
+def digest_of_child(monkeypatch, instructions):
+    """That of a process with one thread, and with kernels of the given instructions."""
+    monkeypatch.setenv("JAX_MNIST_KERNELS", instructions)
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=digest, args=(sender, {min(os.sched_getaffinity(0))}))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        child.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be chosen")
+@pytest.mark.parametrize("instructions", ["avx2", "avx512"])
+def test_threads_and_instruction_sets_do_not_change_a_bit(monkeypatch, instructions, on_cpu):
+    """Also a test of kernels in a process that was spawned."""
+    if instructions == "avx512" and not has_avx512():
+        pytest.skip("the processor has no AVX-512")
+    assert digest_of_child(monkeypatch, instructions) == digest()
+
+
+# ---- Bad calls -----------------------------------------------------------------------------------
+
+X_BLOCKS, NO_MAP = (2, 5, 6, 3, 16), (0, 3)
+SETTINGS = {"relu_in": False, "relu_out": True}
+COUNT = {"examples": np.int64(20)}
+GOOD = {  # arguments, results and settings of each call
+    "ConvolveForward": (
+        (X_BLOCKS, (2, 3, 3, 4), NO_MAP, NO_MAP), ((2, 4, 4, 4, 16), (20, 4), (20, 4)), SETTINGS,
+    ),
+    "ConvolveBackward": (
+        (X_BLOCKS, (2, 3, 3, 4), (1, 3), (1, 3), *[(2, 4, 4, 4, 16)] * 2, (20, 4), (20, 4)),
+        (X_BLOCKS, (2, 3, 3, 4), (1, 3), (1, 3)), SETTINGS | COUNT,
+    ),
+    "PoolForward": (
+        (X_BLOCKS, NO_MAP, NO_MAP), ((2, 2, 3, 3, 16),), {"relu_in": False} | COUNT
+    ),
+    "PoolBackward": (
+        (X_BLOCKS, (20, 3), (20, 3), (2, 2, 3, 3, 16)), (X_BLOCKS, (20, 3), (20, 3)),
+        {"relu_in": True} | COUNT,
+    ),
+    "Interpolate": (((4, 5), (2, 4, 5)), ((4, 5),), {}),
+}  # fmt: skip
+BAD = [  # a call, what is wrong in it, and what the error says
+    ("ConvolveForward", {0: (2, 5, 6, 3)}, r"x must have 5 axes, not the shape [2, 5, 6, 3]"),
+    ("ConvolveForward", {0: ()}, "x must have 5 axes, not the shape []"),
+    ("ConvolveForward", {0: np.int32}, "x must be of the type float32"),
+    ("ConvolveForward", {0: np.float64}, "x must be of the type float32"),
+    ("ConvolveForward", {0: np.bool_}, "x must be of the type float32"),
+    ("ConvolveForward", {0: (2, 5, 6, 3, 8)},
+     "x must be of the shape [2, 5, 6, 3, 16], not [2, 5, 6, 3, 8]"),
+    ("ConvolveForward", {0: (1, 5, 6, 3, 16)},
+     "x must be of the shape [2, 5, 6, 3, 16], not [1, 5, 6, 3, 16]"),
+    ("ConvolveForward", {1: (2, 3, 2, 4)},
+     "the kernel must be of the shape [2, 3, 3, 4], not [2, 3, 2, 4]"),
+    ("ConvolveForward", {1: (6, 3, 3, 4)},
+     "the kernel [6, 3, 3, 4] does not fit into x [2, 5, 6, 3, 16]"),
+    ("ConvolveForward", {1: (2, 7, 3, 4)},
+     "the kernel [2, 7, 3, 4] does not fit into x [2, 5, 6, 3, 16]"),
+    ("ConvolveForward", {1: (0, 3, 3, 4)}, "the kernel [0, 3, 3, 4] does not fit into x"),
+    ("ConvolveForward", {1: np.float16}, "the kernel must be of the type float32"),
+    ("ConvolveForward", {2: (2, 3)}, "the multiplier must be of the shape [20, 3], not [2, 3]"),
+    ("ConvolveForward", {2: (3,)}, "the multiplier must have 2 axes, not the shape [3]"),
+    ("ConvolveForward", {3: (1, 3)}, "the offset must be of the shape [0, 3], not [1, 3]"),
+    ("ConvolveForward", {3: None}, "the offset is missing"),
+    ("ConvolveForward", {"result 0": (2, 4, 4, 5, 16)},
+     "y must be of the shape [2, 4, 4, 4, 16], not [2, 4, 4, 5, 16]"),
+    ("ConvolveForward", {"result 1": (20, 5)}, "the sums must be of the shape [20, 4], not"),
+    ("ConvolveForward", {"result 2": (19, 4)},
+     "the sums of squares must be of the shape [20, 4], not [19, 4]"),
+    ("ConvolveForward", {"result 2": None}, "the sums of squares is missing"),
+    ("ConvolveForward", {"relu_in": None}, "relu_in is missing, or of another type"),
+    ("ConvolveForward", {"relu_out": np.float32(2)}, "relu_out is missing, or of another type"),
+    ("ConvolveBackward", {"examples": None}, "examples is missing, or of another type"),
+    ("ConvolveBackward", {"examples": np.int64(33)},
+     "x must be of the shape [3, 5, 6, 3, 16], not [2, 5, 6, 3, 16]"),
+    ("ConvolveBackward", {"examples": np.int64(-1)}, "x must be of the shape [0, 5, 6, 3, 16]"),
+    ("ConvolveBackward", {"examples": np.int64(2**62)}, "x must be of the shape [28"),
+    ("ConvolveBackward", {4: (2, 4, 4, 5, 16)}, "y must be of the shape [2, 4, 4, 4, 16]"),
+    ("ConvolveBackward", {5: (2, 4, 4, 5, 16)}, "y's gradient must be of the shape [2, 4, 4, 4, 1"),
+    ("ConvolveBackward", {6: (20, 5)}, "the sums' gradient must be of the shape [20, 4]"),
+    ("ConvolveBackward", {7: (20,)}, "the sums of squares' gradient must have 2 axes"),
+    ("ConvolveBackward", {"result 0": (1, 5, 6, 3, 16)}, "x's gradient must be of the shape"),
+    ("ConvolveBackward", {"result 1": (2, 3, 4, 4)}, "the kernel's gradient must be of the shape"),
+    ("ConvolveBackward", {"result 2": (20, 3)}, "the multiplier's gradient must be of the shape"),
+    ("ConvolveBackward", {"result 3": (2, 3)}, "the offset's gradient must be of the shape [1, 3]"),
+    ("PoolForward", {0: (2, 5, 6, 4, 16)}, "the multiplier must be of the shape [0, 4]"),
+    ("PoolForward", {"result 0": (2, 3, 3, 3, 16)}, "y must be of the shape [2, 2, 3, 3, 16]"),
+    ("PoolForward", {"examples": np.int32(19)}, "examples is missing, or of another type"),
+    ("PoolBackward", {3: (2, 3, 3, 3, 16)}, "y's gradient must be of the shape [2, 2, 3, 3, 16]"),
+    ("PoolBackward", {"result 0": (2, 5, 5, 3, 16)}, "x's gradient must be of the shape"),
+    ("PoolBackward", {"result 2": (1, 3)}, "the offset's gradient must be of the shape [20, 3]"),
+    ("Interpolate", {0: (4,)}, "the images must have 2 axes, not the shape [4]"),
+    ("Interpolate", {1: (2, 5, 4)}, "the places must be of the shape [1, 2, 4, 5], not [1, 2, 5"),
+    ("Interpolate", {1: (3, 2, 4, 5)}, "the places must be of the shape [1, 2, 4, 5], not [3, 2"),
+    ("Interpolate", {"result 0": (4, 4)}, "the result must be of the shape [1, 4, 5]"),
+]  # fmt: skip
+
+
+def call(name, changes):
+    arguments, results, attributes = GOOD[name]
+
+    def arrays(shapes, prefix, make):
+        for n, shape in enumerate(shapes):
+            change = changes.get(f"{prefix}{n}" if prefix else n, shape)
+            if isinstance(change, tuple):
+                yield make(change, np.float32)
+            elif change is not None:
+                yield make(shape, change)
+
+    attributes = {k: v for k, v in (attributes | changes).items() if k in attributes}
+    with jax.enable_x64(True):  # without it, float64 would become float32
+        function = jax.ffi.ffi_call(
+            f"jax_mnist_{name}", tuple(arrays(results, "result ", jax.ShapeDtypeStruct))
+        )
+        return function(
+            *arrays(arguments, "", np.zeros),
+            **{k: v for k, v in attributes.items() if v is not None},
+        )
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), BAD)
+def test_a_bad_call_is_an_error_that_names_the_array(name, changes, message, on_cpu):
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jax.block_until_ready(call(name, changes))
+    assert f"jax_mnist: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_call_is_none(name, on_cpu):
+    for result in call(name, {}):
+        assert not np.asarray(result).any()
+
+
+def test_a_kernel_that_does_not_fit_is_an_error_before_the_call():
+    for shape in ((6, 1, 3, 4), (1, 7, 3, 4), (1, 1, 2, 4)):
+        with pytest.raises(ValueError, match="does not fit activations of 5x6x3"):
+            CPU.convolve(CPU.from_images(X), np.zeros(shape, np.float32), None, False)
+
+
+def test_without_a_library_xla_convolves_and_a_warning_says_why(monkeypatch):
+    def load():
+        raise library.UnavailableError("no compiler here")
+
+    monkeypatch.setattr(library, "load", load)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    try:
+        for cache in (cpu.register, kernels_lib._for_cpu):
+            cache.cache_clear()
+        with pytest.warns(UserWarning, match="no compiler here"):
+            assert kernels_lib.for_backend() is PLAIN
+        with warnings.catch_warnings(action="error"):  # once is enough
+            assert kernels_lib.for_backend() is PLAIN
+    finally:
+        for cache in (cpu.register, kernels_lib._for_cpu):
+            cache.cache_clear()
+
+
+# ---- Memory --------------------------------------------------------------------------------------
+
+
+def test_the_kernels_read_and_write_only_what_is_theirs(thorough, tmp_path):
+    if not thorough:
+        pytest.skip("takes half a minute: --thorough")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("there is no compiler")
+    flags = ["-std=c++20", "-O1", "-g", "-ffp-contract=off", "-mavx2", "-mfma", f"-I{SOURCES}"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    empty = tmp_path / "empty.cc"
+    empty.write_text("int main() {}")
+    if subprocess.run([compiler, *flags, empty, "-o", tmp_path / "empty"]).returncode:
+        pytest.skip("the compiler has no sanitizers")
+    wide = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
+    sources = [s for s in SOURCES.glob("*.cc") if s.name != "ffi.cc"]
+    for instructions in ([], wide)[: 1 + has_avx512()]:
+        program = tmp_path / f"driver{len(instructions)}"
+        driver = Path(__file__).with_name("kernels_driver.cc")
+        subprocess.run(
+            [compiler, *flags, *instructions, driver, *sources, "-o", program], check=True
+        )
+        found = subprocess.run([program], capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (0, ""), found.stderr[-3000:]
