@@ -146,9 +146,9 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             # Caches of this benchmark alone, so that a first start compiles everything.
-            env=os.environ
+            env={k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
             | {
-                "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",
+                "XDG_CACHE_HOME": f"{folder}/cache",
                 "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch",
                 # No more GPU memory than needed, since the contestants share it.
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -254,18 +254,15 @@ def floor():
     Operations: two per product of a convolution and its two gradients (of the first layer, one).
     Bytes: each convolution's output and its gradient written once and read once, in float32.
     """
-    from jax_mnist.nn import cnn as model
+    from jax_mnist.nn.cnn import LAYERS, output_sizes
 
     operations = outputs = 0
-    shape, channels = 28, 1
-    for number, layer in enumerate(model.LAYERS):
-        shape -= layer.size - 1
-        products = shape**2 * layer.size**2 * channels * layer.features
+    channels = 1
+    for number, (layer, (side, _)) in enumerate(zip(LAYERS, output_sizes(LAYERS), strict=True)):
+        products = side**2 * layer.size**2 * channels * layer.features
         operations += 2 * products * (2 if number == 0 else 3)
-        outputs += shape**2 * layer.features
+        outputs += side**2 * layer.features
         channels = layer.features
-        shape = shape // 2 if "max-pool 2x2" in layer.then else shape
-        shape = 1 if "average-pool 4x4" in layer.then else shape
     return {"operations": operations, "bytes": 4 * 4 * outputs}
 
 

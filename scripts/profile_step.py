@@ -3,8 +3,9 @@
 python scripts/profile_step.py                      # batch norm
 python scripts/profile_step.py --norm ghost --top 20
 
-Profiles one call of the compiled program, and prints milliseconds of a step by kind of work and by
-operation. Bind it to one core (`taskset -c 0`), since those of several are added up.
+Profiles one call of the compiled program, and prints the shares of a step's time by kind of work
+and by operation: the profiler's own seconds count operations twice. Bind it to one core
+(`taskset -c 0`), since those of several are added up.
 """
 
 import argparse
@@ -25,28 +26,24 @@ from jax_mnist.training.step import train_steps
 STEPS, BATCH = 26, 128
 # The first that is found in the name that JAX gives to an operation; "backward" is autodiff's.
 KINDS = {
-    "augmentation": "augment",
-    "kernel gradient, products": "_add_positions",
-    "kernel gradient, loop": r"transpose\(jvp.*while/body",
-    "convolution of gradients": r"transpose\(jvp.*_add_channels",
-    "convolution": "_add_channels",
-    "reductions": "reduce",
-    "padding of gradients": r"_pad",
-    "others, backward": r"transpose\(jvp",
-    "others, forward": "jvp",
+    "convolutions and pooling, backward": r"transpose\(jvp.*ffi_call",
+    "convolutions and pooling": "jvp.*ffi_call",
+    "warps of images": "ffi_call",
+    "norms and loss, backward": r"transpose\(jvp",
+    "norms and loss": "jvp",
+    "other augmentation": "vmap",
 }
 
 
 def kind_of(name):
     """The kind of work of an operation, given the name that JAX gives it."""
-    name = "".join(name.rpartition("jit(inlined)/transpose(jvp")[1:])  # without the loop over steps
-    if "_add_channels" in name:
-        name = name.replace("while/body/", "")  # the loop over channels
-    return next((kind for kind, text in KINDS.items() if re.search(text, name)), "others")
+    return next(
+        (kind for kind, text in KINDS.items() if re.search(text, name)), "optimiser, others"
+    )
 
 
-def milliseconds(program, arguments):
-    """Milliseconds of a step by operation of the compiled program."""
+def seconds(program, arguments):
+    """Time by operation of the compiled program, in seconds of the profiler."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(program(*arguments))
@@ -56,7 +53,7 @@ def milliseconds(program, arguments):
     for event in (e for plane in data.planes for line in plane.lines for e in line.events):
         name = dict(event.stats).get("hlo_op")
         if name and not re.match("while|call|closed_call|jit_", name):  # they contain others
-            found[name] += event.duration_ns / 1e6 / STEPS
+            found[name] += event.duration_ns / 1e9
     return found
 
 
@@ -76,16 +73,17 @@ def main():
     program = train_steps.lower(made.recipe, made.hyper, begin.state, made.train, order).compile()
     names = dict(re.findall(r'%(\S+) = .*?op_name="([^"]*)"', program.as_text()))
     state, _ = program(made.hyper, begin.state, made.train, order)  # not counted
-    found = milliseconds(program, (made.hyper, state, made.train, order))
+    found = seconds(program, (made.hyper, state, made.train, order))
     kinds = collections.Counter()
     for operation, time in found.items():
         kinds[kind_of(names.get(operation, ""))] += time
-    print("| kind of work | ms a step |\n| --- | --- |")
-    for kind, time in [*kinds.most_common(), ("all", kinds.total())]:
-        print(f"| {kind} | {time:.2f} |")
+    print("| kind of work | % |\n| --- | --- |")
+    for kind, time in kinds.most_common():
+        print(f"| {kind} | {100 * time / kinds.total():.1f} |")
     print()
     for operation, time in found.most_common(arguments.top):
-        print(f"{time:7.2f} ms  {operation:32} {names.get(operation, '')[-60:]}")
+        share = 100 * time / kinds.total()
+        print(f"{share:5.1f} %  {operation:32} {names.get(operation, '')[-60:]}")
 
 
 if __name__ == "__main__":
