@@ -147,9 +147,9 @@ class CNN(nn.Module):
         Raises:
           ValueError: A layer names an unknown operation.
         """
-        kernels = self.kernels or for_backend(x.dtype)
-        if self.is_initializing():
-            kernels = PLAIN  # quicker to trace
+        # PLAIN is quicker to trace, and need not be compiled first.
+        initial = PLAIN if self.is_initializing() else None
+        kernels = initial or self.kernels or for_backend(x.dtype)
         norm = functools.partial(self.norm, use_running_average=not train, axis=3, batch_axis=0)
         channels, x = x.shape[3], kernels.from_images(x)
         affine: Affine | None = None  # what is still to be applied to x

@@ -32,6 +32,7 @@ def register() -> None:
 
     Raises:
       library.UnavailableError: There are none on this machine.
+      ValueError: As from `library.instruction_set`.
     """
     kernels = library.load()
     for name in _TARGETS:
@@ -113,6 +114,7 @@ def interpolate(image: Array, places: Array) -> Array:
     Returns:
       float32 `[height, width]`; what lies outside of the image is 0. It has no gradient.
     """
+    places = places.astype(jnp.float32)
     y: Array = _call("Interpolate", (image.shape,), image, places, vmap="broadcast_all")[0]
     return y
 

@@ -98,7 +98,7 @@ def _windows(x: Array, rows: int, columns: int, step: int = 1) -> Array:
     return x[:, y[:, None, :, None], x_[None, :, None, :]]
 
 
-def _kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
+def kernel_gradient(x: Array, dy: Array, rows: int, columns: int) -> Array:
     """Sums the products of windows of `x` and `dy` over positions and examples."""
     batch, height, width, features = dy.shape
     channels = x.shape[3]
@@ -124,14 +124,14 @@ def _convolve_backward(saved: Any, dy: Array) -> tuple[Array, Array, Any]:
     border = [(0, 0), (rows - 1, rows - 1), (columns - 1, columns - 1), (0, 0)]
     dz = _correlate(jnp.pad(dy, border), kernel[::-1, ::-1].swapaxes(2, 3))
     if affine is None:
-        return dz, _kernel_gradient(x, dy, rows, columns), None
+        return dz, kernel_gradient(x, dy, rows, columns), None
     multiplier, offset = affine
-    if len(multiplier) > 1:
-        dkernel = _kernel_gradient(_apply(x, affine), dy, rows, columns)
+    if len(multiplier) != 1:
+        dkernel = kernel_gradient(_apply(x, affine), dy, rows, columns)
         daffine = (dz * x).sum((1, 2), keepdims=True), dz.sum((1, 2), keepdims=True)
         return dz * multiplier, dkernel, daffine
     # The gradients of the map follow from those of the kernel that would absorb it, and of a bias.
-    product, total = _kernel_gradient(x, dy, rows, columns), dy.sum((0, 1, 2))
+    product, total = kernel_gradient(x, dy, rows, columns), dy.sum((0, 1, 2))
     dkernel = product * multiplier[0, 0, 0, :, None] + offset[0, 0, 0, :, None] * total
     dmultiplier = (kernel * product).sum((0, 1, 3))
     doffset = (kernel.sum((0, 1)) * total).sum(1)

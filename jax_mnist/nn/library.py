@@ -39,7 +39,7 @@ _LINK = ("-shared", "-s")  # without symbols that only a debugger needs
 _ZIG = ("-m", "ziglang", "c++", "-target", "x86_64-linux-gnu.2.28")  # for a glibc of 2018 or later
 
 _CPUINFO = Path("/proc/cpuinfo")
-_SLOWER = "training runs by XLA's own convolutions, which take about 7 times as long"
+_SLOWER = "training uses XLA's own convolutions, which take about 6 times as long"
 
 
 class UnavailableError(Exception):
@@ -136,7 +136,7 @@ def build(
             return library
         failures.append(f"{name} failed: {failure}")
     failures.append(f"found no {'other ' if failures else ''}C++ compiler")
-    mend = "run `pip install ziglang` or install g++ to mend this"
+    mend = "run `pip install ziglang` or install g++ to fix this"
     raise UnavailableError(
         f"The kernels cannot be compiled ({'; '.join(failures)}): {_SLOWER}; {mend}"
     )
@@ -217,7 +217,7 @@ def obtain(sources: Path, cache: Path) -> ctypes.CDLL:
 def _store(built: Path, stored: Path, digest: str) -> None:
     """Writes a library into the cache folder, with a checksum after it, which loaders ignore."""
     content = built.read_bytes()
-    temporary = stored.with_name("kernels.tmp")
+    temporary = stored.with_name(f"kernels-{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content + _checksum(content, digest))
         temporary.replace(stored)
@@ -257,11 +257,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path | None:
+    """The user's folder for what this package compiles, or None if the user has no home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jax_mnist")
-    except RuntimeError:  # the user has no home
-        return Path(os.devnull)  # nothing can be written there
+    except RuntimeError:
+        return None
 
 
 class _State:
@@ -303,7 +304,7 @@ def _attempt() -> None:
     with _state.lock:
         if _state.outcome is None:
             try:
-                _state.outcome = obtain(SOURCES, _cache_folder())
+                _state.outcome = obtain(SOURCES, cache_folder() or Path(os.devnull))
             except (UnavailableError, ValueError) as error:
                 _state.outcome = error
 

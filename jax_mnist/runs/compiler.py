@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from pathlib import Path
 
 import jax
 from jax._src import xla_bridge  # whether JAX has started is known nowhere else
@@ -25,11 +24,10 @@ def configure() -> None:
     """
     ask_for_same_digits()
     library.start()
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = library.cache_folder()
+    if cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         # Programs are compiled for a number of cores, which is not part of JAX's own key.
-        folder = cache / "jax_mnist" / f"{_cores()}-cores"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(cache / f"{_cores()}-cores"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

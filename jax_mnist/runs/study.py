@@ -106,11 +106,12 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       StoppedError: SIGINT or SIGTERM was received; checkpoints were saved.
     """
     unfinished = [run for run in runs if not is_finished(run)]
+    if unfinished:
+        compiler.configure()  # before anything starts JAX, and for the worker processes too
     taught = {run.name: run.config for run in unfinished if run.config.distillation > 0}
     for config in taught.values():
         load_teachers(config)  # so that a missing one is reported before any run starts
     if unfinished:
-        compiler.configure()  # for the worker processes too
         finished = len(runs) - len(unfinished)
         on_cpu = jax.default_backend() == "cpu"
         groups = [] if on_cpu else trainer.groups_to_train(unfinished)

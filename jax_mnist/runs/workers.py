@@ -117,7 +117,7 @@ _worker: dict[str, Any] = {}
 def _start_worker(free_cores: Any, trained: Any, stop: Any) -> None:
     """Binds this process to a core, before JAX counts the cores, and ends it with its parent."""
     _worker.update(trained=trained, stop=stop)
-    warnings.simplefilter("ignore")  # the parent has the same ones
+    warnings.filterwarnings("ignore", "The kernels|JAX_MNIST_KERNELS|CXX=")  # the parent warned
     if (core := free_cores.get()) is not None:
         os.sched_setaffinity(0, {core})
     # The parent receives these signals too, and tells its workers. SIGINT stays ignored; SIGTERM

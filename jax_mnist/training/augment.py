@@ -152,9 +152,9 @@ def _cos_sin(degrees: ArrayLike) -> tuple[Array, Array]:
     The polynomials are those of Cephes for single precision; their error is about one unit in the
     last place.
     """
-    quarters = jnp.asarray(degrees) / 90
-    turns = jnp.round(quarters)
-    angle = (quarters - turns) * (np.pi / 2)
+    angle_in_quarters = jnp.asarray(degrees) / 90
+    quarter_turns = jnp.round(angle_in_quarters)
+    angle = (angle_in_quarters - quarter_turns) * (np.pi / 2)
     square = angle * angle
     sin = angle + angle * square * (
         -1.6666654611e-1 + square * (8.3321608736e-3 - square * 1.9515295891e-4)
@@ -166,7 +166,7 @@ def _cos_sin(degrees: ArrayLike) -> tuple[Array, Array]:
         * square
         * (4.166664568298827e-2 + square * (-1.388731625493765e-3 + square * 2.443315711809948e-5))
     )
-    quadrant = turns.astype(jnp.int32) % 4
+    quadrant = quarter_turns.astype(jnp.int32) % 4
     cos, sin = jnp.where(quadrant % 2 == 0, cos, -sin), jnp.where(quadrant % 2 == 0, sin, cos)
     half_turn = quadrant >= 2
     return jnp.where(half_turn, -cos, cos), jnp.where(half_turn, -sin, sin)

@@ -15,7 +15,7 @@ from jax import lax
 from jax_mnist.nn import cnn as model
 from jax_mnist.nn import xla
 from jax_mnist.nn.affine import BatchNorm, GhostNorm
-from jax_mnist.nn.kernels import CPU, GPU, PLAIN, Kernels, for_backend
+from jax_mnist.nn.kernels import CPU, GPU, PLAIN, PORTABLE, Kernels, for_backend
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 28, 28, 1)).astype(np.float32)
 
@@ -340,7 +340,7 @@ def test_channels_are_dropped_as_often_as_the_rate_says():
 
 
 def test_the_default_kernels_are_the_backends():
-    expected = {"cpu": CPU if CPU in kinds() else PLAIN, "gpu": GPU}
+    expected = {"cpu": CPU if CPU in kinds() else PORTABLE, "gpu": GPU}
     assert for_backend() is expected.get(jax.default_backend(), PLAIN)
     x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     lowered = jax.jit(functools.partial(model.CNN().apply, train=False)).lower(variables(), x)

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jax_mnist.nn import cpu, library, xla
 from jax_mnist.nn import kernels as kernels_lib
 from jax_mnist.nn.affine import Affine
-from jax_mnist.nn.kernels import CPU, GPU, PLAIN
+from jax_mnist.nn.kernels import CPU, GPU, PLAIN, PORTABLE
 
 ROUNDING = np.finfo(np.float32).eps / 2  # the most of a number that a rounding changes
 SOURCES = Path(kernels_lib.__file__).parent / "csrc"
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 @functools.cache
 def kinds():
-    kernels = {"plain": PLAIN, "GPU": GPU}
+    kernels = {"plain": PLAIN, "portable": PORTABLE, "GPU": GPU}
     return kernels | ({"CPU": CPU} if kernels_lib.for_backend() is CPU else {})
 
 

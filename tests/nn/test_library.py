@@ -302,8 +302,8 @@ def test_the_next_compiler_is_tried_without_a_word_if_it_is_not_the_users(
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_one_line_says_what_was_tried_and_what_to_do(sources, monkeypatch):
     end = (
-        ": training runs by XLA's own convolutions, which take about 7 times as long; "
-        "run `pip install ziglang` or install g++ to mend this"
+        ": training uses XLA's own convolutions, which take about 6 times as long; "
+        "run `pip install ziglang` or install g++ to fix this"
     )
     with pytest.raises(library.UnavailableError) as error:
         library.load()

@@ -66,6 +66,8 @@ def main():
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
+    if arguments.write and arguments.steps != STEPS:
+        parser.error(f"golden.json holds digests after {STEPS} steps")
     compiler.configure()
     found = {name: digest(name, arguments.steps) for name in arguments.recipes}
     print(json.dumps(found, indent=2))

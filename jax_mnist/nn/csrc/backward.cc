@@ -107,19 +107,25 @@ constexpr KernelTile choose_out(int out) {
   ((out == OUT ? (void)(tile = kernel_tile<COLUMNS, IN, OUT>) : void()), ...);
   return tile;
 }
+template <int COLUMNS, int... IN>
+KernelTile choose_in(int in, int out) {
+  KernelTile tile = nullptr;
+  if constexpr (COLUMNS == 3 && OUT3 == 2)
+    ((in == IN ? (void)(tile = choose_out<3, IN, 1, 2>(out)) : void()), ...);
+  else if constexpr (COLUMNS == 3)
+    ((in == IN ? (void)(tile = choose_out<3, IN, 1, 2, 3, 4>(out)) : void()), ...);
+  else if constexpr (OUT1 == 3)
+    ((in == IN ? (void)(tile = choose_out<1, IN, 1, 2, 3>(out)) : void()), ...);
+  else
+    ((in == IN ? (void)(tile = choose_out<1, IN, 1, 2, 3, 4, 5>(out)) : void()), ...);
+  return tile;
+}
 KernelTile choose_tile(int columns, int in, int out) {
-  if (columns == 3) {
-    if constexpr (OUT3 == 4)
-      return in == 1 ? choose_out<3, 1, 1, 2, 3, 4>(out) : choose_out<3, 2, 1, 2, 3, 4>(out);
-    return in == 1 ? choose_out<3, 1, 1, 2>(out) : choose_out<3, 2, 1, 2>(out);
-  }
-  switch (in) {
-    case 1: return choose_out<1, 1, 1, 2, 3, 4, 5>(out);
-    case 2: return choose_out<1, 2, 1, 2, 3, 4, 5>(out);
-    case 3: return choose_out<1, 3, 1, 2, 3, 4, 5>(out);
-    case 4: return choose_out<1, 4, 1, 2, 3, 4, 5>(out);
-    default: return choose_out<1, 5, 1, 2, 3, 4, 5>(out);
-  }
+  if (columns == 3) return choose_in<3, 1, 2>(in, out);
+  if constexpr (IN1 == 3)
+    return choose_in<1, 1, 2, 3>(in, out);
+  else
+    return choose_in<1, 1, 2, 3, 4, 5>(in, out);
 }
 
 constexpr int CHUNK_BYTES = 24 * 1024;  // of gradients that stay in the first cache

@@ -30,8 +30,8 @@ struct ForwardBlock {
   float *y, *sums, *squares;
 };
 
-// The gradients of y, of its sums and of its squares come in. Those of x (unless it is null), of
-// the block's own kernel, of the multiplier and of the offset go out.
+// The gradients of y, of its sums and of its squares come in. That of the block's own kernel goes
+// out and, unless `dx` is null, those of x, of the multiplier and of the offset.
 struct BackwardBlock {
   const float *x, *multiplier, *offset, *y, *dy, *dsums, *dsquares;
   float *dx, *dkernel, *dmultiplier, *doffset;

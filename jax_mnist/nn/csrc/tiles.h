@@ -31,8 +31,9 @@ struct Line {
   const float *input, *weights;
 };
 
-// The tile at `input`: every position reads `terms` consecutive vectors of each line, and the next
-// position begins `step` floats later. `finish` gets the sums.
+// The tile whose first position begins `at` floats into each line: every position reads `terms`
+// consecutive vectors of each line, and the next one begins `step` floats later. `finish` gets the
+// sums.
 template <int CHANNELS, int POSITIONS, class Finish>
 INLINE void tile(const Line* lines, int number, int terms, ptrdiff_t at, ptrdiff_t step,
                  const Finish& finish) {
@@ -59,7 +60,7 @@ INLINE void tile(const Line* lines, int number, int terms, ptrdiff_t at, ptrdiff
 }
 
 // A row of `width` positions and one group of channels, for each register's part of a block.
-// `finish.template operator()<CHANNELS, POSITIONS>(sums, position, part)` gets each tile.
+// `finish(sums, position, part)` gets each tile.
 template <int CHANNELS, class Finish>
 __attribute__((noinline)) void row_of_tiles(const Line* lines, int number, int terms, int width,
                                             ptrdiff_t step, const Finish& finish) {
