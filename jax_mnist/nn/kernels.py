@@ -73,8 +73,8 @@ def _portable(x: Array, kernel: Array, affine: Affine | None, relu: bool) -> tup
     return y, moments_of_images(y)
 
 
-# XLA's own gradient of a kernel is a convolution with a window as large as the image. On a CPU, inside
-# a loop over steps, it makes a step take 414 ms on one core instead of 51.
+# XLA's own gradient of a kernel is a convolution with a window as large as the image. On a CPU,
+# inside a loop over steps, it makes a step take 414 ms on one core instead of 51.
 _convolve_portably = jax.custom_vjp(_convolve)
 
 
