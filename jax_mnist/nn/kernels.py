@@ -47,32 +47,6 @@ def _convolve(x: Array, kernel: Array) -> Array:
     )
 
 
-def _plain(x: Array, kernel: Array, affine: Affine | None, relu: bool) -> tuple[Array, Moments]:
-    y = _convolve(x if affine is None else affine(x), kernel)
-    y = nn.relu(y) if relu else y
-    return y, moments_of_images(y)
-
-
-def _plain_max_pool(x: Array, affine: Affine | None) -> Array:
-    return nn.max_pool(x if affine is None else affine(x), (2, 2), (2, 2))
-
-
-def _gpu(x: Array, kernel: Array, affine: Affine | None, relu: bool) -> tuple[Array, Moments]:
-    y = gpu.convolve(x, kernel, affine)
-    y = nn.relu(y) if relu else y
-    return y, moments_of_images(y)
-
-
-def _gpu_max_pool(x: Array, affine: Affine | None) -> Array:
-    return gpu.max_pool(x if affine is None else affine(x))
-
-
-def _portable(x: Array, kernel: Array, affine: Affine | None, relu: bool) -> tuple[Array, Moments]:
-    y = _convolve_portably(x if affine is None else affine(x), kernel)
-    y = nn.relu(y) if relu else y
-    return y, moments_of_images(y)
-
-
 # XLA's own gradient of a kernel is a convolution with a window as large as the image. On a CPU,
 # inside a loop over steps, it makes a step take 414 ms on one core instead of 51.
 _convolve_portably = jax.custom_vjp(_convolve)
@@ -88,9 +62,36 @@ def _backward(inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
 
 _convolve_portably.defvjp(lambda x, kernel: (_convolve(x, kernel), (x, kernel)), _backward)
 
-PLAIN = Kernels(_plain, _plain_max_pool)  # XLA's own
-PORTABLE = Kernels(_portable, _gpu_max_pool)  # for CPUs that have no kernels of their own
-GPU = Kernels(_gpu, _gpu_max_pool)
+
+def _on_images(
+    convolve: Callable[[Array, Array, Affine | None], Array], max_pool: Callable[[Array], Array]
+) -> Kernels:
+    """Kernels whose activations are images, given their convolution and pooling."""
+
+    def convolve_and_sum(
+        x: Array, kernel: Array, affine: Affine | None, relu: bool
+    ) -> tuple[Array, Moments]:
+        y = convolve(x, kernel, affine)
+        y = nn.relu(y) if relu else y
+        return y, moments_of_images(y)
+
+    return Kernels(convolve_and_sum, lambda x, affine: max_pool(_applied(x, affine)))
+
+
+def _applied(x: Array, affine: Affine | None) -> Array:
+    return x if affine is None else affine(x)
+
+
+# XLA's own.
+PLAIN = _on_images(
+    lambda x, kernel, affine: _convolve(_applied(x, affine), kernel),
+    functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2)),
+)
+# For CPUs that have no kernels of their own.
+PORTABLE = _on_images(
+    lambda x, kernel, affine: _convolve_portably(_applied(x, affine), kernel), gpu.max_pool
+)
+GPU = _on_images(gpu.convolve, gpu.max_pool)
 CPU = Kernels(cpu.convolve, cpu.max_pool, cpu.from_images, cpu.to_images, cpu.interpolate)
 
 

@@ -1,5 +1,6 @@
 // The backward pass of a convolution: all gradients in one pass over the rows.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "tiles.h"
@@ -101,31 +102,16 @@ using KernelTile = void (*)(const Products&);
 constexpr int IN3 = 2, OUT3 = REGISTERS == 32 ? 4 : 2;
 constexpr int IN1 = REGISTERS == 32 ? 5 : 3, OUT1 = IN1;
 
-template <int COLUMNS, int IN, int... OUT>
-constexpr KernelTile choose_out(int out) {
-  KernelTile tile = nullptr;
-  ((out == OUT ? (void)(tile = kernel_tile<COLUMNS, IN, OUT>) : void()), ...);
-  return tile;
-}
-template <int COLUMNS, int... IN>
-KernelTile choose_in(int in, int out) {
-  KernelTile tile = nullptr;
-  if constexpr (COLUMNS == 3 && OUT3 == 2)
-    ((in == IN ? (void)(tile = choose_out<3, IN, 1, 2>(out)) : void()), ...);
-  else if constexpr (COLUMNS == 3)
-    ((in == IN ? (void)(tile = choose_out<3, IN, 1, 2, 3, 4>(out)) : void()), ...);
-  else if constexpr (OUT1 == 3)
-    ((in == IN ? (void)(tile = choose_out<1, IN, 1, 2, 3>(out)) : void()), ...);
-  else
-    ((in == IN ? (void)(tile = choose_out<1, IN, 1, 2, 3, 4, 5>(out)) : void()), ...);
-  return tile;
+template <int COLUMNS, int MOST_IN, int MOST_OUT, int... N>
+KernelTile choose(int in, int out, std::integer_sequence<int, N...>) {
+  static constexpr KernelTile tiles[] = {
+      kernel_tile<COLUMNS, N / MOST_OUT + 1, N % MOST_OUT + 1>...};
+  return tiles[(in - 1) * MOST_OUT + out - 1];
 }
 KernelTile choose_tile(int columns, int in, int out) {
-  if (columns == 3) return choose_in<3, 1, 2>(in, out);
-  if constexpr (IN1 == 3)
-    return choose_in<1, 1, 2, 3>(in, out);
-  else
-    return choose_in<1, 1, 2, 3, 4, 5>(in, out);
+  if (columns == 3)
+    return choose<3, IN3, OUT3>(in, out, std::make_integer_sequence<int, IN3 * OUT3>{});
+  return choose<1, IN1, OUT1>(in, out, std::make_integer_sequence<int, IN1 * OUT1>{});
 }
 
 constexpr int CHUNK_BYTES = 24 * 1024;  // of gradients that stay in the first cache
