@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from command_line import fail, run
 
-from jax_mnist.data import files
+from jax_mnist import files
 from jax_mnist.inference.export import FORMATS
 from jax_mnist.inference.predict import load
 

@@ -19,10 +19,11 @@ from absl import flags
 from command_line import fail, run
 
 from jax_mnist import config as config_lib
+from jax_mnist import files
 from jax_mnist.analysis.markup import interval
 from jax_mnist.analysis.run import final_accuracy
 from jax_mnist.analysis.statistics import accuracy_interval
-from jax_mnist.data import datasets, files
+from jax_mnist.data import datasets
 from jax_mnist.runs import study, workers
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each program.", lower_bound=2)

@@ -18,9 +18,9 @@ from absl import flags
 from command_line import define_config, fail, load_config, overrides, run
 
 from jax_mnist import config as config_lib
+from jax_mnist import files
 from jax_mnist.analysis import plain, statistics
 from jax_mnist.analysis.run import final_accuracy
-from jax_mnist.data import files
 from jax_mnist.runs import history, study
 
 COLUMNS = ("combination", "seeds", "diverged", "accuracy_percent", "low", "high")

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from jax_mnist.analysis import drawing
 from jax_mnist.analysis.drawing import shorten
 from jax_mnist.analysis.run import confusion_matrix, errors
-from jax_mnist.data.files import PathLike, write_atomically
+from jax_mnist.files import PathLike, write_atomically
 from jax_mnist.runs import history
 from jax_mnist.runs.history import Record
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_mnist.data import files
+from jax_mnist import files
 from jax_mnist.data.types import Dataset, digest
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from jax_mnist.data import files
+from jax_mnist import files
 from jax_mnist.data.types import DatasetError
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from absl import logging
 
-from jax_mnist.data import cache, files, idx, image_folder, splits, tfds_builder
+from jax_mnist import files
+from jax_mnist.data import cache, idx, image_folder, splits, tfds_builder
 from jax_mnist.data.catalogue import CATALOGUE, check_name, is_folder, name_of_contents
 from jax_mnist.data.catalogue import NAMES as NAMES  # re-exported, as is digest below
 from jax_mnist.data.types import Dataset, DatasetError, first_line

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mnist.data import catalogue, files
+from jax_mnist import files
+from jax_mnist.data import catalogue
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 
 _PREFIXES = {"train": "train", "test": "t10k"}  # of the file names, by split

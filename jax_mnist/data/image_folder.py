@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jax_mnist.data import files
+from jax_mnist import files
 from jax_mnist.data.picture_files import PictureError, read_grey
 from jax_mnist.data.types import Dataset, DatasetError
 

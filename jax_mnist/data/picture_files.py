@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from jax_mnist.data.files import PathLike
+from jax_mnist.files import PathLike
 
 MAX_SIDE = 1000  # larger pictures are reduced to this many pixels a side: more only takes time
 _DITHER_SIGMA = 0.01  # smooths black and white dots into grey; a fraction of the shorter side

@@ -21,7 +21,8 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from jax_mnist.data import files, idx
+from jax_mnist import files
+from jax_mnist.data import idx
 from jax_mnist.data.catalogue import CATALOGUE
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from flax import serialization
 
+from jax_mnist import files
 from jax_mnist.config import ConfigError
-from jax_mnist.data import files
 from jax_mnist.runs import display, history, processes
 from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.run import CHECKPOINTS, Run

@@ -36,8 +36,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_mnist.data import files
-from jax_mnist.data.files import PathLike
+from jax_mnist import files
+from jax_mnist.files import PathLike
 from jax_mnist.runs import safe_pickle
 
 SCHEMA = 3

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from jax_mnist.data import files
+from jax_mnist import files
 from jax_mnist.runs import history, processes
 from jax_mnist.runs.loop import Program, Progress
 from jax_mnist.runs.run import METRICS, Run

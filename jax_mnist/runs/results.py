@@ -12,7 +12,7 @@ import flax.serialization
 import jax
 import numpy as np
 
-from jax_mnist.data import files
+from jax_mnist import files
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.cnn import parameter_count
 from jax_mnist.runs import history

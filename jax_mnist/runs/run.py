@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
+from jax_mnist import files
 from jax_mnist.config import NO_EFFECT, ConfigError
-from jax_mnist.data import files
 from jax_mnist.runs import history
 from jax_mnist.training.parts import AS_CONFIGURED, Parts
 

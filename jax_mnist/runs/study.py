@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
-from jax_mnist.data.files import PathLike
+from jax_mnist.files import PathLike
 from jax_mnist.runs import compiler, display, history, trainer, workers
 from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.history import Record

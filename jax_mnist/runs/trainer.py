@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
-from jax_mnist.data.files import PathLike
+from jax_mnist.files import PathLike
 from jax_mnist.nn.cnn import CNN, layer_table
 from jax_mnist.runs import (
     checkpoints,

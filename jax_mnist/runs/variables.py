@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.serialization
 
-from jax_mnist.data.files import PathLike
+from jax_mnist.files import PathLike
 from jax_mnist.runs import history
 from jax_mnist.runs.run import HISTORY, VARIABLES
 
