@@ -1,13 +1,16 @@
 """The configuration of an experiment, defined by one table of fields.
 
-`base()` returns the defaults, `check()` rejects invalid values, and `table()` documents the fields.
-To add a field, add a row to `FIELDS` and use its value.
+`base()` returns the defaults, `check()` rejects invalid values, `split()` says what a program is
+compiled for, and `table()` documents the fields. To add a field, add a row to `FIELDS` and use its
+value.
 """
 
 import importlib.util
 import math
+import runpy
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -15,7 +18,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jax_mnist.data import datasets
 
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
-OPTIMIZERS = ("sgd", "muon")
 
 
 class ConfigError(ValueError):
@@ -53,7 +55,7 @@ class Field(NamedTuple):
       per_replica: Whether replicas in one compiled program may have different values.
       affects_results: Whether it affects results by more than rounding.
       optional: Whether programs are compiled without what it stands for if it is 0, since that
-        costs time; see `used`.
+        costs time.
     """
 
     name: str
@@ -102,17 +104,8 @@ FIELDS = (
         "How ghost batches update the running statistics; see `GhostBatchNorm`.",
         ("mean", "pooled", "sequential"),
     ),
-    Field("width", 1, "Multiplies the features of all layers but the last.", Range(1, 16)),
     Field("schedule", "one_cycle", "The learning-rate schedule.", SCHEDULES),
     Field("learning_rate", 0.2, "The schedule's peak.", _STRENGTH, per_replica=True),
-    Field(
-        "final_rate",
-        0.0,
-        "`cosine` and `one_cycle` end at this share of the peak; 0 leaves them as they are.",
-        Range(0, 1),
-        per_replica=True,
-    ),
-    Field("optimizer", "sgd", "SGD with momentum, or Muon.", OPTIMIZERS),
     Field("momentum", 0.9, "Momentum of the optimiser.", _FRACTION, per_replica=True),
     Field("nesterov", True, "Whether momentum is Nesterov's."),
     Field(
@@ -138,16 +131,10 @@ FIELDS = (
     Field(
         "dropout",
         0.0,
-        "Probability of dropping a channel of an image.",
+        "Probability of dropping a channel before the last layer.",
         _FRACTION,
         per_replica=True,
         optional=True,
-    ),
-    Field(
-        "dropout_position",
-        "last",
-        "What is dropped: inputs of the layer after the max-pool, or of the last layer.",
-        ("max-pool", "last"),
     ),
     Field(
         "mixup",
@@ -164,22 +151,6 @@ FIELDS = (
         _STRENGTH,
         per_replica=True,
         optional=True,
-    ),
-    Field("teacher", "", "The folder of finished runs to learn from; see `distillation`."),
-    Field(
-        "distillation",
-        0.0,
-        "Share of the loss that compares with the teachers.",
-        Range(0, 1),
-        per_replica=True,
-        optional=True,
-    ),
-    Field(
-        "temperature",
-        1.0,
-        "Softens the probabilities that are compared in distillation.",
-        Range(0.01, 1000),
-        per_replica=True,
     ),
     Field("brightness", 0.1, "Brightness factors are 1 ± this.", _STRENGTH, per_replica=True),
     Field("contrast", 0.1, "Contrast factors are 1 ± this.", _STRENGTH, per_replica=True),
@@ -215,6 +186,17 @@ FIELDS = (
     Field("tensorboard", False, "Whether to write TensorBoard's file too.", affects_results=False),
 )
 
+# Fields of earlier versions, with the values that left training as it is now.
+_REMOVED = {
+    "width": 1,
+    "final_rate": 0.0,
+    "optimizer": "sgd",
+    "dropout_position": "last",
+    "teacher": "",
+    "distillation": 0.0,
+    "temperature": 1.0,
+}
+
 # Fields that do not affect results, except by rounding.
 NO_EFFECT = tuple(field.name for field in FIELDS if not field.affects_results)
 
@@ -227,19 +209,17 @@ def base() -> ConfigDict:
     return ConfigDict({field.name: field.default for field in FIELDS}).lock()
 
 
-def program_fields(config: ConfigDict) -> dict[str, Any]:
-    """The values that a compiled program depends on: configs that share them can be replicas."""
-    shared = {field.name: config[field.name] for field in FIELDS if not field.per_replica}
-    return shared | {"uses": used(config)}
+def split(config: ConfigDict) -> tuple[FrozenConfigDict, dict[str, float]]:
+    """Splits a config into what a program is compiled for, and the values that it takes.
 
-
-def used(config: ConfigDict) -> tuple[str, ...]:
-    """The optional fields that are above 0, in the order of the table.
-
-    The order, and so the text of `repr`, is the same in every process: that of a set is not, and
-    stored programs are found by it.
+    Returns:
+      The fields that all replicas of a program share, hashable, with `enabled`: the names of the
+      optional fields that are above 0. And the fields that replicas may differ in, but the seed.
     """
-    return tuple(f.name for f in FIELDS if f.optional and config[f.name] > 0)
+    shared = {field.name: config[field.name] for field in FIELDS if not field.per_replica}
+    enabled = tuple(f.name for f in FIELDS if f.optional and config[f.name] > 0)
+    values = {f.name: config[f.name] for f in FIELDS if f.per_replica and f.name != "seed"}
+    return FrozenConfigDict(shared | {"enabled": enabled}), values
 
 
 def check(config: ConfigDict) -> None:
@@ -260,8 +240,6 @@ def check(config: ConfigDict) -> None:
         _check_value(field, config[field.name])
     if config.seed + config.replicas > 2**31:
         raise ConfigError(f"config.seed + config.replicas must be at most {2**31:,}")
-    if config.distillation > 0 and not config.teacher:
-        raise ConfigError("config.distillation needs config.teacher, the folder of finished runs")
     try:
         datasets.check_name(config.dataset)
     except datasets.DatasetError as error:
@@ -285,9 +263,33 @@ def _check_value(field: Field, value: Any) -> None:
         )
 
 
-def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an older config, with defaults for the fields that it lacks."""
-    return {field.name: field.default for field in FIELDS} | dict(found)
+def with_defaults(older: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an older config as those of today.
+
+    It gets the defaults of the fields that it lacks. Fields that no longer exist are left out if
+    their values changed nothing.
+    """
+    values = {k: v for k, v in older.items() if k not in _REMOVED or v != _REMOVED[k]}
+    return {field.name: field.default for field in FIELDS} | values
+
+
+def load_file(file: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Runs a config file, which defines `get_config()` and may define `get_parts()`.
+
+    Returns:
+      The config, and the parts of the program that the file replaces; see `training.parts`.
+
+    Raises:
+      ConfigError: The file raises an error, or it defines no `get_config`.
+    """
+    try:
+        names = runpy.run_path(str(file))
+        config, parts = names["get_config"](), names.get("get_parts", dict)()
+    except Exception as error:  # a config file may raise anything
+        raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
+    if type(parts) is not dict:
+        raise ConfigError(f"{file}: get_parts() must return a dict; got a {type(parts).__name__}")
+    return config, parts
 
 
 def table() -> str:

@@ -1,14 +1,13 @@
 """Shared by the scripts: parsing flags, finding configs, and reporting errors in one line."""
 
-import os
-import runpy
 import signal
 import sys
 import textwrap
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -16,8 +15,8 @@ from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.datasets import DatasetError
 from jax_mnist.runs.history import HistoryError
-from jax_mnist.runs.processes import LostProcessError
 from jax_mnist.runs.signals import StoppedError
+from jax_mnist.runs.study import LostWorkerError, Variant, load_variant
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
@@ -33,15 +32,13 @@ def fail(error):
 def leave(message, code):
     """Prints a message after the script's name on standard error, and exits."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(code)  # a normal exit would wait for the other processes, which wait for this one
     sys.exit(code)
 
 
 def define_config():
     """Defines `--config.FIELD=VALUE` for every field, and `--config NAME_OR_FILE` before parsing.
 
-    A script calls it beside its other flags, and `load_configs` with the arguments of its `main`.
+    A script calls it beside its other flags, and `load_variants` with the arguments of its `main`.
     """
     try:
         config_flags.DEFINE_config_dict(
@@ -59,36 +56,36 @@ def overrides():
     return config_flags.get_override_values(flags.FLAGS["config"])
 
 
-def load_configs(arguments, changes):
-    """Loads configs given by name (`gbn`) or file (`configs/gbn.py`).
+def load_variants(arguments: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Variant]:
+    """Loads variants given by name (`gbn`) or config file (`configs/gbn.py`).
 
     Args:
       arguments: The names and files.
       changes: Fields and their values, which replace those of the files.
 
     Returns:
-      A dict from the name of each, which is that of its file, to the config.
+      The variants by their names, which are those of their files.
     """
-    configs = {}
+    variants: dict[str, Variant] = {}
     for argument in arguments:
         file = _find(argument)
-        if file.stem in configs:
+        if file.stem in variants:
             fail(f"two configs are named {file.stem!r}: a variant is named after its file")
+        variants[file.stem] = load_variant(file)
         try:
-            configs[file.stem] = runpy.run_path(str(file))["get_config"]()
-            configs[file.stem].update_from_flattened_dict(changes)
-        except Exception as error:  # a config file may raise anything
+            variants[file.stem].config.update_from_flattened_dict(changes)
+        except Exception as error:  # what a file returns as its config may raise anything
             fail(f"{file}: {error!r}" if isinstance(error, KeyError) else f"{file}: {error}")
-    return configs
+    return variants
 
 
-def load_config(arguments):
-    """Loads the only config of a command line; returns its name and the config."""
+def load_only_variant(arguments: Sequence[str]) -> tuple[str, Variant]:
+    """Loads the only config of a command line; returns its name and the variant."""
     if len(arguments) != 1:
-        found = f"got {', '.join(map(repr, arguments))}" if arguments else f"such as {_known()}"
-        fail(f"name one config or its file: {found}")
-    ((name, config),) = load_configs(arguments, overrides()).items()
-    return name, config
+        named = f"got {', '.join(map(repr, arguments))}" if arguments else f"such as {_known()}"
+        fail(f"name one config or its file: {named}")
+    ((name, variant),) = load_variants(arguments, overrides()).items()
+    return name, variant
 
 
 def _find(argument):
@@ -124,7 +121,7 @@ def _without_config(argv):
 def run(main):
     """Parses the flags and calls `main` with the list of the other arguments.
 
-    Exit codes: 2 for an error in the input, 1 if another process was lost, and 128 plus the number
+    Exit codes: 2 for an error in the input, 1 if a worker process was lost, and 128 plus the number
     of the signal that stopped the script.
     """
 
@@ -146,7 +143,7 @@ def run(main):
             leave(stop, 128 + stop.signal)
         except KeyboardInterrupt:  # before there was anything to save
             leave("interrupted", 128 + signal.SIGINT)
-        except LostProcessError as error:
+        except LostWorkerError as error:
             leave(error, 1)
         except (ConfigError, DatasetError, HistoryError, OSError) as error:
             fail(error)

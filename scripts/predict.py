@@ -15,7 +15,7 @@ from absl import flags
 from command_line import fail, run
 
 from jax_mnist.inference import pictures
-from jax_mnist.inference.predict import load, predict
+from jax_mnist.inference.predict import load_network, predict
 from jax_mnist.runs import compiler
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per picture, one per line.")
@@ -27,7 +27,7 @@ def main(arguments):
     compiler.configure()
     folder, *paths = arguments
     try:
-        network = load(folder)
+        network = load_network(folder)
         images = [pictures.read(path) for path in paths]
     except ValueError as error:
         fail(error)

@@ -4,7 +4,6 @@ python scripts/study.py --quick         # a first impression, in minutes
 python scripts/study.py                 # the eight variants, five seeds
 python scripts/study.py --seeds=20 --workdir=/some/dir
 python scripts/study.py bn l2 configs/mine.py --config.epochs=5
-python scripts/study.py --plan=0.05     # how many seeds would show 0.05 points
 
 If interrupted, run the same command again to resume.
 """
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from command_line import define_config, fail, load_configs, overrides, run
+from command_line import define_config, fail, load_variants, overrides, run
 
 from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study
@@ -35,68 +34,48 @@ _SEEDS = flags.DEFINE_integer(
     f"How many seeds of every variant ({SEEDS}; quick: {QUICK_SEEDS}).",
     lower_bound=1,
 )
-_BESIDE = flags.DEFINE_string(
-    "beside", None, "Folder of another study; the report shows its verdicts on the claims too."
+_COMPARE = flags.DEFINE_string(
+    "compare_claims_with",
+    None,
+    "Folder of another study; the report shows its verdicts on the claims too.",
 )
 _BASELINE = flags.DEFINE_string(
     "baseline", "", "Variant that the others are compared with (bn or else the first)."
 )
-_PLAN = flags.DEFINE_float(
-    "plan",
-    None,
-    "Trains nothing, and says how many seeds would show a difference of so many percentage points, "
-    "judged by the finished runs in --workdir.",
-    lower_bound=1e-6,
-    upper_bound=100,
-)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the runs and the report (runs/study; quick: runs/quick)."
+    "workdir",
+    None,
+    "Folder of the runs and the report (runs/study; quick: runs/quick; of named variants: "
+    "runs/study_NAME_vs_NAME).",
 )
 define_config()
 
 
 def main(arguments):
-    quick = _QUICK.value
-    changes = (QUICK if quick else {}) | overrides()
-    folder = Path(_WORKDIR.value or ("runs/quick" if quick else "runs/study"))
-    if _PLAN.value is not None:
-        show_plan(folder, arguments)
-        return
-    seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
-    baseline = _BASELINE.value
-    variants = load_configs(arguments or (QUICK_VARIANTS if quick else VARIANTS), changes)
-    if baseline and baseline not in variants:
-        fail(f"--baseline={baseline} must be one of the variants: {', '.join(variants)}")
-    beside = {}
-    if _BESIDE.value:
-        beside[Path(_BESIDE.value).name] = study.finished(_BESIDE.value)
-        if not all(beside.values()):
-            fail(f"--beside={_BESIDE.value} holds no finished runs of a study")
-    records = study.train_all(study.paired_runs(variants, seeds, folder))
+    kind, names, seeds, changes = "study", VARIANTS, SEEDS, overrides()
+    if _QUICK.value:
+        kind, names, seeds, changes = "quick", QUICK_VARIANTS, QUICK_SEEDS, QUICK | changes
+    variants = load_variants(arguments or names, changes)
+    if arguments:
+        kind += "_" + "_vs_".join(variants)
+    folder = Path(_WORKDIR.value or f"runs/{kind}")
+    if _BASELINE.value and _BASELINE.value not in variants:
+        fail(f"--baseline={_BASELINE.value} must be one of the variants: {', '.join(variants)}")
+    others = {}
+    if _COMPARE.value:
+        others[Path(_COMPARE.value).name] = study.finished(_COMPARE.value)
+        if not all(others.values()):
+            fail(f"--compare_claims_with={_COMPARE.value} holds no finished runs of a study")
+    records = study.train_all(study.paired_runs(variants, _SEEDS.value or seeds, folder))
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
-    note = NOTE.format(**next(iter(variants.values()))) if quick else ""
+    note = NOTE.format(**next(iter(variants.values())).config) if _QUICK.value else ""
     try:
-        report.write(records, folder, command, note, baseline, beside)
-        summary = report.terminal_summary(records, baseline)
+        report.write(records, folder, command, note, _BASELINE.value, others)
+        summary = report.terminal_summary(records, _BASELINE.value)
     except ValueError as error:
         fail(error)
     print(summary)
     print(f"report: {(folder / 'report.html').resolve().as_uri()}")
-
-
-def show_plan(folder, names):
-    """Plans by the finished runs of the variants of these names or files, or of all."""
-    records = study.finished(folder)
-    if not records:
-        fail(f"{folder} holds no finished runs: train a study, or name its folder with --workdir")
-    variants = [Path(name).stem for name in names]
-    if missing := set(variants) - {record["name"] for record in records}:
-        fail(f"{folder} holds no finished run of {', '.join(sorted(missing))}")
-    records = [r for r in records if not variants or r["name"] in variants]
-    try:
-        print(report.plan(records, _PLAN.value, _BASELINE.value))
-    except ValueError as error:
-        fail(f"{folder}: {error}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 from absl import flags
-from command_line import define_config, fail, load_config, overrides, run
+from command_line import define_config, fail, load_only_variant, overrides, run
 
 from jax_mnist import config as config_lib
 from jax_mnist import files
@@ -33,7 +33,8 @@ define_config()
 
 
 def main(arguments):
-    name, config = load_config(arguments)
+    name, variant = load_only_variant(arguments)
+    config = variant.config
     workdir = Path(_WORKDIR.value or f"runs/sweep_{name}")
     config_lib.check(config)
     chosen = [field for field in SPLITS if field in overrides()]
@@ -43,7 +44,7 @@ def main(arguments):
         )
     if not chosen:
         config.update(train_split="train[:-10000]", validation_split="train[-10000:]")
-    variants = study.grid(config, _vary(chosen))
+    variants = study.grid(variant, _vary(chosen))
     records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
     rows = ranking(records)
     text = io.StringIO()

@@ -1,6 +1,5 @@
 """The eight variants, and what a config refuses."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -11,9 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.analysis import claims
 from jax_mnist.runs import study, trainer
-from jax_mnist.training.augment import AugmentParams
 from jax_mnist.training.optim import make_schedule
-from jax_mnist.training.recipe import make_hyperparameters
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -50,8 +47,6 @@ def test_equal_parts_have_equal_strengths():
     ("name", "like", "fields"),
     [
         ("best", "warped", {"epochs"}),
-        ("teacher", "warped", {"width"}),
-        ("distilled", "best", {"teacher", "distillation", "temperature"}),
     ],
 )
 def test_a_longer_recipe_differs_from_another_in_what_it_says(name, like, fields):
@@ -74,9 +69,8 @@ BAD = [
     ("momentum", 1.0), ("ema", 1.0), ("norm_momentum", -0.1), ("seed", -1), ("seed", 2**31),
     ("rotation", 181.0), ("shift", -1.0), ("scale", 1.0), ("shear", 90.0), ("brightness", -0.1),
     ("contrast", math.nan), ("norm", "layer"), ("schedule", "linear"), ("stats_update", "median"),
-    ("optimizer", "adam"), ("dropout_position", "first"), ("width", 0), ("final_rate", 1.1),
     ("label_smoothing", 1.0), ("dropout", 1.0), ("mixup", -0.1), ("sam", -0.1), ("elastic", 29.0),
-    ("cutout", 29.0), ("distillation", 1.1), ("temperature", 0.0), ("dataset", "minst"),
+    ("cutout", 29.0), ("dataset", "minst"),
     ("replicas", 0), ("replica_devices", -1), ("data_devices", -1),
 ]  # fmt: skip
 
@@ -112,7 +106,7 @@ def test_a_config_that_is_not_made_from_the_base_is_refused(config, message, tmp
     for use in (
         config_lib.check,
         lambda c: trainer.train(c, tmp_path / "run"),
-        lambda c: study.paired_runs({"x": c}, 2, tmp_path),
+        lambda c: study.paired_runs({"x": study.Variant(c)}, 2, tmp_path),
     ):
         with pytest.raises(config_lib.ConfigError, match=message) as error:
             use(config)
@@ -129,15 +123,6 @@ def test_a_misspelt_data_set_gets_a_proposal(tmp_path):
     config_lib.check(config)
 
 
-def test_distillation_needs_a_teacher():
-    config = config_lib.base()
-    config.distillation = 0.5
-    with pytest.raises(config_lib.ConfigError, match=r"needs config\.teacher, the folder"):
-        config_lib.check(config)
-    config.teacher = "runs/wide"
-    config_lib.check(config)
-
-
 def test_the_ends_of_the_ranges_are_allowed():
     config = config_lib.base()
     config.update(epochs=1, batch_size=1, ghost_batch_size=1, l1=0.0, momentum=0.0, rotation=180.0)
@@ -145,7 +130,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_every_field_but_free_text_is_checked():
-    text = {"train_split", "validation_split", "data_dir", "source_dir", "teacher"}
+    text = {"train_split", "validation_split", "data_dir", "source_dir"}
     switches = {"nesterov", "tensorboard"}
     assert {field for field, _ in BAD} | text | switches == set(config_lib.base())
 
@@ -163,13 +148,13 @@ def test_the_pages_show_the_table():
     assert config_lib.table() in page
 
 
-def test_replicas_of_one_program_differ_only_in_fields_that_the_table_allows():
-    fields = config_lib.program_fields(config_lib.base())
-    own = {field.name for field in config_lib.FIELDS if field.per_replica}
-    assert own == set(dataclasses.asdict(make_hyperparameters(config_lib.base()))) - {"augment"} | {
-        field.name for field in dataclasses.fields(AugmentParams)
-    } | {"seed"}
-    assert set(fields) == set(config_lib.base()) - own | {"uses"}
+def test_a_config_splits_into_what_replicas_share_and_what_they_may_differ_in():
+    config = config_lib.base()
+    config.update(ema=0.5, mixup=0.1)
+    shared, values = config_lib.split(config)
+    assert {**shared, **values, "seed": 0} == config.to_dict() | {"enabled": ("ema", "mixup")}
+    assert hash(shared) == hash(config_lib.split(config)[0])
+    assert {"l1", "l2", "learning_rate", "rotation"} <= values.keys()
 
 
 @pytest.mark.parametrize("name", config_lib.SCHEDULES)

@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 
-from jax_mnist.runs.trained import TrainedNetwork, load
+from jax_mnist.runs.trained import TrainedNetwork, load_network
 from jax_mnist.training import evaluation
 
-__all__ = ["TrainedNetwork", "load", "predict"]
+__all__ = ["TrainedNetwork", "load_network", "predict"]
 
 
 def predict(network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
     """Computes class probabilities of images.
 
     Args:
-      network: As returned by `load`.
+      network: As returned by `load_network`.
       images: The images, uint8 `[batch, 28, 28]`, white digits (255) on black (0).
 
     Returns:

@@ -19,9 +19,9 @@ from flax import serialization
 
 from jax_mnist import files
 from jax_mnist.config import ConfigError
-from jax_mnist.runs import display, history, processes
-from jax_mnist.runs.loop import Program, Progress
-from jax_mnist.runs.run import CHECKPOINTS, Run
+from jax_mnist.runs import display, history
+from jax_mnist.runs.folder import CHECKPOINTS, Run
+from jax_mnist.runs.loop import Job, Progress
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.state import TrainState
 from jax_mnist.training.step import StepMetrics
@@ -30,20 +30,16 @@ _WRITERS = 16
 _DIGEST = hashlib.sha256().digest_size
 
 
-def save(program: Program, progress: Progress, keep: int) -> None:
+def save(job: Job, progress: Progress, keep: int) -> None:
     """Writes a checkpoint of every run, and removes all but its newest `keep`.
-
-    Every process must call this; the first one writes.
 
     Raises:
       OSError: A checkpoint could not be written. The run's earlier ones are unchanged.
     """
-    state = mesh_lib.fetch(program.mesh, _with_key_data(progress.state))
-    if not processes.is_first_process():
-        return
+    state = jax.device_get(_with_key_data(progress.state))
 
     def save_run(number: int) -> None:
-        run = program.runs[number]
+        run = job.runs[number]
         of_run = jax.tree.map(operator.itemgetter(number), (state, progress.partial))
         contents = {
             "step": progress.step,
@@ -54,7 +50,7 @@ def save(program: Program, progress: Progress, keep: int) -> None:
                 for key in history.METRICS
             },
             "seconds": float(progress.seconds[number]),
-            "data": program.data_digests,
+            "data": job.data_digests,
         }
         data = serialization.msgpack_serialize(contents)
         files.write_atomically(_path(run, progress.step), hashlib.sha256(data).digest() + data)
@@ -63,15 +59,15 @@ def save(program: Program, progress: Progress, keep: int) -> None:
 
     # Most of the time is waiting for the disk, which serves many files at once.
     with ThreadPoolExecutor(_WRITERS) as pool:
-        for _ in pool.map(save_run, range(len(program.runs))):
+        for _ in pool.map(save_run, range(len(job.runs))):
             pass
 
 
-def restore(program: Program, progress: Progress, step: int) -> Progress:
+def restore(job: Job, progress: Progress, step: int) -> Progress:
     """Returns the progress of the runs at a step of which all of them have a checkpoint.
 
     Args:
-      program: The program to resume. Its runs may have been saved in other groups.
+      job: The job to resume. Its runs may have been saved in other groups.
       progress: The progress before the first step.
       step: See `newest_common_step`.
 
@@ -80,22 +76,22 @@ def restore(program: Program, progress: Progress, step: int) -> Progress:
     """
     template = _with_key_data(progress.state)
     saved = []
-    for run in program.runs:
+    for run in job.runs:
         path = _path(run, step)
         try:
             saved.append(_checked(_read(path), template))
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             message = f"{path} is of another network or version: name another folder"
             raise ConfigError(message) from error
-        if saved[-1]["data"] != program.data_digests:
+        if saved[-1]["data"] != job.data_digests:
             raise ConfigError(
-                f"{run.config.teacher or run.config.dataset} has changed since {path} was written: "
+                f"{run.config.dataset} has changed since {path} was written: "
                 "bring it back, or name another folder for the run"
             )
     states = [contents["state"] for contents in saved]
     states += states[-1:] * (len(progress.state.step) - len(states))  # to fill the mesh
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *states)
-    plain: TrainState = mesh_lib.put(program.mesh, stacked, mesh_lib.REPLICA)
+    plain: TrainState = mesh_lib.put(job.mesh, stacked, mesh_lib.REPLICA)
     epochs, partial = ([contents[part] for contents in saved] for part in ("epochs", "partial"))
     return Progress(
         state=dataclasses.replace(plain, key=jax.random.wrap_key_data(plain.key)),
@@ -174,8 +170,8 @@ def _path(run: Run, step: int) -> Path:
 
 
 def _steps(run: Run) -> set[int]:
-    found = (run.workdir / CHECKPOINTS).glob("*.msgpack")
-    return {int(path.stem) for path in found if path.stem.isdecimal()}
+    checkpoints = (run.workdir / CHECKPOINTS).glob("*.msgpack")
+    return {int(path.stem) for path in checkpoints if path.stem.isdecimal()}
 
 
 def _read(path: Path) -> Any:

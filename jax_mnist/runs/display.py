@@ -4,37 +4,36 @@ Lines go to standard output, warnings and the bar to standard error. A file gets
 """
 
 import contextlib
-import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from jax_mnist.runs import history, processes
+from jax_mnist.runs import history
+from jax_mnist.runs.folder import Run
 from jax_mnist.runs.history import Record
-from jax_mnist.runs.loop import Program, Progress
-from jax_mnist.runs.pace import Estimate, Pace
-from jax_mnist.runs.run import Run
+from jax_mnist.runs.loop import Job, Progress
 
-Observer = Callable[[Program, Progress], None]
+Observer = Callable[[Job, Progress], None]
+Update = Callable[[float, str], None]
 
 
 def say(text: str) -> None:
-    """Prints a line above the bar; of several processes only the first does."""
+    """Prints a line above the bar."""
     _print(text, sys.stdout)
 
 
 def warn(text: str) -> None:
-    """Prints a line on standard error, above the bar; only the first process does."""
+    """Prints a line on standard error, above the bar."""
     _print(text, sys.stderr)
 
 
 def _print(text: str, file: TextIO) -> None:
-    if processes.is_first_process():
-        clear = "\r\x1b[K" if file.isatty() else ""  # the bar may be that of another process
-        print(f"{clear}{text}", file=file, flush=True)
+    clear = "\r\x1b[K" if file.isatty() else ""  # the bar may be that of another process
+    print(f"{clear}{text}", file=file, flush=True)
 
 
 def who(runs: Sequence[Run]) -> str:
@@ -47,18 +46,16 @@ def who(runs: Sequence[Run]) -> str:
     return f"{len(runs)} runs"
 
 
-def where(program: Program, step: int) -> str:
-    """Where the training is after a step: `'after epoch 3/15'`, `'in epoch 3/15, after step ...'`.
+def position(job: Job, step: int) -> str:
+    """Where the training is after a step, at least 1.
 
-    Args:
-      program: What is trained.
-      step: At least 1.
+    `'after epoch 3/15'`, or `'in epoch 3/15, after step 10 of 468'`.
     """
-    epoch, within = divmod(step - 1, program.steps_per_epoch)
-    name = f"epoch {epoch + 1}/{program.epochs}"
-    if within + 1 == program.steps_per_epoch:
+    epoch, within = divmod(step - 1, job.steps_per_epoch)
+    name = f"epoch {epoch + 1}/{job.epochs}"
+    if within + 1 == job.steps_per_epoch:
         return f"after {name}"
-    return f"in {name}, after step {within + 1} of {program.steps_per_epoch}"
+    return f"in {name}, after step {within + 1} of {job.steps_per_epoch}"
 
 
 def epoch_line(number: int, epochs: int, metrics: Mapping[str, float], mean_of: int = 1) -> str:
@@ -104,125 +101,82 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def bar_format(label: str, texts: Sequence[str], columns: int) -> str:
-    """The format of a `tqdm` bar, followed by those of the texts that fit the columns."""
-    width, shown = columns // 5, ""
-    for text in texts:
-        if text and len(f"{label} ||{shown}  {text}") + width <= columns:
-            shown += f"  {text}"
-    return f"{label} |{{bar:{width}}}|{shown}"
+@contextlib.contextmanager
+def bar(total: float) -> Iterator[Update]:
+    """Shows a bar, and the time that is left, on a terminal or in a notebook.
 
+    Yields:
+      A function of what is done, of `total`, and the text before the bar. What is done at its first
+      call was done before; until there is more, the program compiles.
+    """
+    console = Console(stderr=True)
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(console.width // 4),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # a file gets its lines directly
+        disable=not (console.is_terminal or console.is_jupyter),
+    ) as shown:
+        task = shown.add_task("compiling", total=total)
+        before: float | None = None
 
-def time_left(seconds: float) -> str:
-    """`'02:41 left'`, or nothing if it is not known or less than a second."""
-    return f"{tqdm.format_interval(seconds)} left" if seconds >= 1 else ""
+        def update(done: float, text: str) -> None:
+            nonlocal before
+            before = done if before is None else before
+            label = text if done > before else f"{text}  compiling"
+            shown.update(task, completed=done, description=label, refresh=True)
 
-
-Draw = Callable[[str, float, Sequence[str]], None]
+        yield update
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Draw]:
-    """Draws a bar with a label, how much of it is full, and texts; only on a terminal."""
-    disable = None if processes.is_first_process() else True  # None: unless it is a terminal
-    with contextlib.ExitStack() as stack:
-        options = {"file": sys.stderr, "disable": disable, "leave": False, "dynamic_ncols": True}
-        bar: tqdm | None = None
+def of_epochs(epochs: int) -> Iterator[Observer]:
+    """Shows the training of runs together: a line for each epoch, a bar for all of them."""
+    shown: int | None = None
 
-        def draw(label: str, full: float, texts: Sequence[str]) -> None:
-            nonlocal bar
-            if bar is None:  # not before there is something to draw
-                bar = stack.enter_context(tqdm(total=1, bar_format=label, **options))
-            if not bar.disable:
-                bar.n = full
-                bar.bar_format = bar_format(label, texts, bar.format_dict["ncols"] or 80)
-                bar.refresh()
+    with bar(epochs) as update:
 
-        yield draw
-
-
-@contextlib.contextmanager
-def of_epochs() -> Iterator[Observer]:
-    """Shows the training of runs together: a line for each epoch, a bar for the one under way."""
-    pace, shown, before = Pace(), -1, 0.0
-
-    with _bar() as draw:
-
-        def observe(program: Program, progress: Progress) -> None:
-            nonlocal shown, before
-            now = time.monotonic()
-            steps, epochs = program.steps_per_epoch, len(progress.epochs)
-            if shown >= 0:
-                pace.add(epochs > shown, now - before)
-            if epochs > shown >= 0 and progress.active.any():
-                say(_line_of(program, progress))
-            shown, before = epochs, now
-            if progress.step < program.epochs * steps:
-                within = progress.step - epochs * steps
-                label = _count("epoch", epochs + 1, program.epochs)
-                draw(label, within / steps, _texts(program, progress, pace))
+        def observe(job: Job, progress: Progress) -> None:
+            nonlocal shown
+            complete, active = len(progress.epochs), progress.active
+            if shown is not None and complete > shown and active.any():
+                metrics = {k: float(v[active].mean()) for k, v in progress.epochs[-1].items()}
+                metrics["seconds"] = float(progress.epochs[-1]["seconds"].sum())
+                say(epoch_line(complete, epochs, metrics, int(active.sum())))
+            shown = complete
+            text = _count("epoch", min(complete + 1, epochs), epochs)
+            if progress.partial.loss.size and active.any():
+                text += f"  loss {_loss(float(progress.partial.loss[active].mean()))}"
+            update(progress.step / job.steps_per_epoch, text)
 
         yield observe
-
-
-def _line_of(program: Program, progress: Progress) -> str:
-    active, number = progress.active, len(progress.epochs)
-    metrics = {key: float(value[active].mean()) for key, value in progress.epochs[-1].items()}
-    metrics["seconds"] = float(progress.epochs[-1]["seconds"].sum())
-    return epoch_line(number, program.epochs, metrics, int(active.sum()))
-
-
-def _texts(program: Program, progress: Progress, pace: Pace) -> list[str]:
-    """What is said beside the bar, the most important first."""
-    calls = program.steps_per_epoch // program.chunk
-    done, first = progress.step // program.chunk, progress.step % program.steps_per_epoch == 0
-    if pace.compiles(ends_epoch=(done + 1) % calls == 0):
-        return ["compiling"]
-    endings = program.epochs - len(progress.epochs)
-    others = program.epochs * calls - done - endings
-    left = endings * pace.seconds(True) + others * pace.seconds(False)
-    loss = progress.partial.loss[progress.active]
-    images = len(program.runs) * program.runs[0].config.batch_size * program.chunk
-    texts = [time_left(left), "" if first else f"loss {_loss(float(loss.mean()))}"]
-    if math.isfinite(left):
-        texts.append(f"{images / pace.seconds(False):,.0f} images/s")
-    return texts
 
 
 class RunsDisplay:
     """Shows many runs: a line for each finished one, one bar for all. Made by `of_runs`."""
 
-    def __init__(self, runs: Sequence[Run], lanes: int, finished: int, draw: Draw) -> None:
-        self._runs, self._draw, self._finished = runs, draw, finished
-        self._all = finished + len(runs)
-        self._estimate = Estimate([run.config.epochs for run in runs], lanes)
-        self._width = max(len(run.name) for run in runs)
+    def __init__(self, runs: Sequence[Run], finished: int, update: Update) -> None:
+        self._runs, self._finished, self._update = runs, finished, update
+        self._all, self._width = finished + len(runs), max(len(run.name) for run in runs)
+        self._epochs = dict.fromkeys(range(len(runs)), 0.0)  # that each run has behind it
 
     def advance(self, number: int, epochs: float) -> None:
         """Notes the epochs that run `number` has behind it."""
-        self._estimate.report(number, epochs, time.monotonic())
+        self._epochs[number] = epochs
+        self._update(sum(self._epochs.values()), f"{self._finished}/{self._all} runs")
 
     def finish(self, number: int, record: Record) -> None:
         """Prints the line of a finished run."""
         run = self._runs[number]
-        self._estimate.done[number] = run.config.epochs  # also of one that diverged
         self._finished += 1
-        named = {**record, "name": run.name}
-        say(run_line(self._finished, self._all, named, self._width))
-
-    def draw(self) -> None:
-        """Draws the bar."""
-        if self._finished < self._all:
-            estimate = self._estimate
-            share = sum(estimate.done.values()) / sum(estimate.epochs)
-            full = 1 - (1 - share) * len(self._runs) / self._all
-            left = estimate.seconds_left(time.monotonic())
-            texts = ["compiling"] if estimate.compiling else [time_left(left)]
-            self._draw(f"{self._finished}/{self._all} runs", full, texts)
+        say(run_line(self._finished, self._all, {**record, "name": run.name}, self._width))
+        self.advance(number, run.config.epochs)  # also of one that diverged
 
 
 @contextlib.contextmanager
-def of_runs(runs: Sequence[Run], lanes: int, finished: int) -> Iterator[RunsDisplay]:
-    """Shows the training of one or more runs, `lanes` at a time, beside `finished` ones."""
-    with _bar() as draw:
-        yield RunsDisplay(runs, lanes, finished, draw)
+def of_runs(runs: Sequence[Run], finished: int) -> Iterator[RunsDisplay]:
+    """Shows the training of one or more runs, beside `finished` ones."""
+    with bar(sum(run.config.epochs for run in runs)) as update:
+        yield RunsDisplay(runs, finished, update)

@@ -6,23 +6,23 @@ Nothing here writes or reads a run's files, so that the loop can be tested witho
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.runs import history, trained
-from jax_mnist.runs.run import Run
-from jax_mnist.runs.trained import TrainedNetwork
-from jax_mnist.training import augment, recipe
+from jax_mnist.runs import history
+from jax_mnist.runs.folder import Run
+from jax_mnist.training import augment
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation, evaluate_replicas
-from jax_mnist.training.recipe import Hyperparameters, Recipe
+from jax_mnist.training.recipe import Hyper, Recipe, make_recipe
 from jax_mnist.training.state import TrainState, inference_variables, init_replicas
 from jax_mnist.training.step import StepMetrics, epoch_orders, train_steps
 
@@ -33,21 +33,19 @@ MAX_STEPS_PER_CALL = {"cpu": 30, "gpu": 9600}
 EpochMetrics = dict[str, np.ndarray]  # the names of history.METRICS; each float64 [runs]
 
 
-class Program(NamedTuple):
+class Job(NamedTuple):
     """What stays the same during the training of runs that train together.
 
     Attributes:
       runs: The runs; they differ only in fields that replicas of one program may differ in.
       recipe: What the step is compiled for.
-      hyper: The hyper-parameters, each with a leading axis of replicas. There may be more replicas
-        than runs, to fill the mesh; the results of the spare ones are ignored.
-      teacher: The variables of the teachers, on the devices, or None; see `objective.gradient`.
+      hyper: The fields in which runs may differ, each with a leading axis of replicas. There may be
+        more replicas than runs, to fill the mesh; the results of the spare ones are ignored.
       mesh: The devices, or None for one.
       train: The training examples, on the devices.
       validation: The validation examples, on the devices.
       label_names: The names of the classes.
-      data_digests: SHA-256 of both splits, if they may have changed when the runs resume, and of
-        the teachers' variables.
+      data_digests: SHA-256 of both splits, if they may have changed when the runs resume.
       epochs: Length of the training.
       steps_per_epoch: Steps in an epoch.
       chunk: Steps in a call of the compiled program.
@@ -55,8 +53,7 @@ class Program(NamedTuple):
 
     runs: Sequence[Run]
     recipe: Recipe
-    hyper: Hyperparameters
-    teacher: Any
+    hyper: Hyper
     mesh: Mesh | None
     train: Dataset
     validation: Dataset
@@ -94,60 +91,52 @@ class Progress:
 
     def epochs_of(self, number: int) -> list[dict[str, float]]:
         """The complete epochs of one run, up to the first whose loss is not finite."""
-        found: list[dict[str, float]] = []
+        epochs: list[dict[str, float]] = []
         for epoch in self.epochs:
-            found.append({key: float(epoch[key][number]) for key in history.METRICS})
-            if not np.isfinite([found[-1]["train_loss"], found[-1]["validation_loss"]]).all():
+            of_run = {key: float(epoch[key][number]) for key in history.METRICS}
+            epochs.append(of_run)
+            if not np.isfinite([of_run["train_loss"], of_run["validation_loss"]]).all():
                 break
-        return found
+        return epochs
 
 
-def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
+def build(runs: Sequence[Run]) -> tuple[Job, Progress]:
     """Prepares runs for training.
 
     Args:
-      runs: A group from `run.group_by_program`.
+      runs: A group from `folder.group_by_program`.
 
     Returns:
-      The program, and the progress before the first step.
+      The job, and the progress before the first step.
 
     Raises:
       ConfigError: The batch is larger than the training set, or it does not fit the devices.
       DatasetError: The data cannot be loaded.
-      HistoryError: The teachers cannot be loaded.
-      ValueError: Likewise.
     """
     config = runs[0].config
     mesh = mesh_lib.make_mesh(config, len(runs))
-    train, validation = load(config)
-    digests = []
-    if config.dataset not in datasets.NAMES:
-        digests = [
-            datasets.digest("", split, data)
-            for split, data in (
-                (config.train_split, train),
-                (config.validation_split, validation),
-            )
-        ]
+
+    # The data, and what is computed from them.
+    train, validation = load_splits(config)
     examples = len(train.images)
     constants = _normalization(config, train)
-    made = recipe.make_recipe(config, examples, constants, mesh, runs[0].parts)
-    variables = None
-    if "distillation" in made.uses:
-        teachers = _teachers(config, constants)
-        made, variables = made._replace(teacher=teachers.model), teachers.variables
-        digests += [record["variables_sha256"] for record in teachers.records]
+    digests = []
+    if config.dataset not in datasets.NAMES:
+        splits = (config.train_split, train), (config.validation_split, validation)
+        digests = [datasets.digest("", split, data) for split, data in splits]
+
+    # The state of every replica: those of the runs, and spare ones that fill the mesh.
     spare = -len(runs) % mesh_lib.size(mesh, mesh_lib.REPLICA)
     configs = [run.config for run in (*runs, *[runs[-1]] * spare)]
-    hyper, state = init_replicas(
-        made, [*map(recipe.make_hyperparameters, configs)], [config.seed for config in configs]
-    )
+    recipe = make_recipe(config, examples, constants, mesh, runs[0].overrides)
+    values = [config_lib.split(of_replica)[1] for of_replica in configs]
+    hyper, state = init_replicas(recipe, values, [of_replica.seed for of_replica in configs])
+
     steps = examples // config.batch_size
-    program = Program(
+    job = Job(
         runs=runs,
-        recipe=made,
+        recipe=recipe,
         hyper=hyper,
-        teacher=mesh_lib.put(mesh, variables),
         mesh=mesh,
         train=mesh_lib.put(mesh, train),
         validation=mesh_lib.put(mesh, validation),
@@ -158,36 +147,10 @@ def build(runs: Sequence[Run]) -> tuple[Program, Progress]:
         chunk=steps_per_call(steps, len(configs) // mesh_lib.size(mesh, mesh_lib.REPLICA)),
     )
     none = np.empty((3, len(runs), 0), np.float32)
-    return program, Progress(state, 0, (), StepMetrics(*none), np.zeros(len(runs)))
+    return job, Progress(state, 0, (), StepMetrics(*none), np.zeros(len(runs)))
 
 
-def load_teachers(config: ConfigDict) -> TrainedNetwork:
-    """Loads the finished runs that a run with distillation learns from.
-
-    Raises:
-      ConfigError: They were trained on another split.
-      HistoryError: There are none, or they cannot be loaded.
-    """
-    found = trained.load(config.teacher)
-    if (split := found.records[0]["config"]["train_split"]) != config.train_split:
-        raise ConfigError(  # it might know the images that the student is validated on
-            f"{config.teacher} was trained on {split}, and this run trains on "
-            f"{config.train_split}: name a teacher of the same split"
-        )
-    return found
-
-
-def _teachers(config: ConfigDict, normalization: augment.Normalization) -> TrainedNetwork:
-    found = load_teachers(config)
-    if found.records[0]["normalization"] != normalization._asdict():
-        raise ConfigError(
-            f"{config.teacher} was trained with other constants of normalisation: name another "
-            "teacher, of the same data set"
-        )
-    return found
-
-
-def load(config: ConfigDict) -> tuple[Dataset, Dataset]:
+def load_splits(config: ConfigDict) -> tuple[Dataset, Dataset]:
     """The training and the validation examples of a config.
 
     Raises:
@@ -209,13 +172,13 @@ def load(config: ConfigDict) -> tuple[Dataset, Dataset]:
 def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
     if config.dataset == "mnist":
         return augment.MNIST
-    found = augment.normalization_of(train.images)
-    if found.std == 0:
+    constants = augment.normalization_of(train.images)
+    if constants.std == 0:
         raise datasets.DatasetError(
             f"all pixels of {config.train_split!r} of {config.dataset} have the same value: "
             "name other images"
         )
-    return found
+    return constants
 
 
 def steps_per_call(steps: int, replicas: int = 1) -> int:
@@ -225,52 +188,45 @@ def steps_per_call(steps: int, replicas: int = 1) -> int:
     return mesh_lib.largest_divisor(steps, max(1, most))
 
 
-def training(program: Program, progress: Progress) -> Iterator[Progress]:
+def training(job: Job, progress: Progress) -> Iterator[Progress]:
     """Trains, and yields the progress after every call of the compiled program.
 
     After the last call of an epoch the progress has that epoch's evaluation. Training ends after
     the last epoch, or as soon as no run has a finite loss. The state of a progress is donated to
     the next call: its arrays can be used only until the generator goes on.
     """
-    mesh, steps = program.mesh, program.steps_per_epoch
-    examples, batch_size = len(program.train.images), program.runs[0].config.batch_size
+    mesh, steps = job.mesh, job.steps_per_epoch
+    examples, batch_size = len(job.train.images), job.runs[0].config.batch_size
     orders = None
-    while progress.step < program.epochs * steps and progress.active.any():
+    while progress.step < job.epochs * steps and progress.active.any():
         start = time.perf_counter()
         epoch, first = divmod(progress.step, steps)
         if orders is None or first == 0:
             orders = epoch_orders(progress.state.key, epoch, examples, batch_size, mesh)
-        order = jax.lax.dynamic_slice_in_dim(orders, first, program.chunk, axis=1)
-        state, metrics = train_steps(
-            program.recipe,
-            program.hyper,
-            progress.state,
-            program.train,
-            order,
-            teacher=program.teacher,
-        )
-        progress = _after_steps(progress, state, mesh_lib.fetch(mesh, metrics), starts=first == 0)
+        order = jax.lax.dynamic_slice_in_dim(orders, first, job.chunk, axis=1)
+        state, metrics = train_steps(job.recipe, job.hyper, progress.state, job.train, order)
+        progress = _after_steps(progress, state, jax.device_get(metrics), starts=first == 0)
         ends = progress.step % steps == 0 or not progress.active.any()
-        evaluations = evaluate(program, state) if ends else []
-        seconds = progress.seconds + (time.perf_counter() - start) / len(program.runs)
+        evaluations = evaluate(job, state) if ends else []
+        seconds = progress.seconds + (time.perf_counter() - start) / len(job.runs)
         progress = dataclasses.replace(progress, seconds=seconds)
         if ends:
             progress = _after_epoch(progress, evaluations)
         yield progress
 
 
-def evaluate(program: Program, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
+def evaluate(job: Job, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
     """Evaluates each run on the validation examples; see `evaluate_replicas`."""
-    variables = jax.vmap(inference_variables)(program.hyper, state)
+    variables = jax.vmap(inference_variables)(job.hyper, state)
     evaluations = evaluate_replicas(
-        program.recipe.model,
+        job.recipe.model,
         variables,
-        program.validation,
+        job.validation,
         probabilities=probabilities,
-        normalization=program.recipe.normalization,
-        mesh=program.mesh,
+        normalization=job.recipe.normalization,
+        mesh=job.mesh,
     )
-    return evaluations[: len(program.runs)]
+    return evaluations[: len(job.runs)]
 
 
 def _after_steps(

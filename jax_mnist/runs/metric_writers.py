@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image
 
 from jax_mnist import files
-from jax_mnist.runs import history, processes
-from jax_mnist.runs.loop import Program, Progress
-from jax_mnist.runs.run import METRICS, Run
+from jax_mnist.runs import history
+from jax_mnist.runs.folder import METRICS, Run
+from jax_mnist.runs.loop import Job, Progress
 
 EVENTS = "events.out.tfevents.jax_mnist"
 
@@ -35,15 +35,14 @@ _TAGS = {
 _IMAGES, _ENLARGED = 25, 4  # how many misclassified images, and how many times enlarged
 
 
-def begin(program: Program, progress: Progress) -> None:
+def begin(job: Job, progress: Progress) -> None:
     """Writes the files of every run with the epochs so far, replacing earlier ones.
 
     Raises:
       OSError: A file could not be written; the message is one line.
     """
-    if processes.is_first_process():
-        for number, run in enumerate(program.runs):
-            _begin(run, progress.epochs_of(number))
+    for number, run in enumerate(job.runs):
+        _begin(run, progress.epochs_of(number))
 
 
 def _begin(run: Run, epochs: list[dict[str, float]]) -> None:
@@ -63,15 +62,14 @@ def _begin(run: Run, epochs: list[dict[str, float]]) -> None:
         _write(path, "r+b" if path.exists() else "wb", data)
 
 
-def add(program: Program, progress: Progress) -> None:
+def add(job: Job, progress: Progress) -> None:
     """Appends the newest epoch to the files of every run that has it; raises as `begin` does."""
-    if processes.is_first_process():
-        for number, run in enumerate(program.runs):
-            epochs = progress.epochs_of(number)
-            if len(epochs) == len(progress.epochs):
-                _write(run.workdir / METRICS, "ab", _line(len(epochs), epochs[-1]))
-                if run.config.tensorboard:
-                    _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), epochs[-1])))
+    for number, run in enumerate(job.runs):
+        epochs = progress.epochs_of(number)
+        if len(epochs) == len(progress.epochs):
+            _write(run.workdir / METRICS, "ab", _line(len(epochs), epochs[-1]))
+            if run.config.tensorboard:
+                _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), epochs[-1])))
 
 
 def end(run: Run, record: history.Record) -> None:

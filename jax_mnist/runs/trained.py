@@ -1,23 +1,131 @@
-"""The network of a finished run: its records and variables."""
+"""What a finished run leaves, its record and its variables: making, writing and loading them."""
 
 import functools
-import os
+import hashlib
+import operator
+import platform
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.serialization
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jax_mnist import files
 from jax_mnist.config import with_defaults
+from jax_mnist.files import PathLike
+from jax_mnist.nn.cnn import parameter_count
 from jax_mnist.runs import history
+from jax_mnist.runs.folder import HISTORY, VARIABLES, Run, finished_folders
 from jax_mnist.runs.history import HistoryError, Record
-from jax_mnist.runs.run import HISTORY, finished_folders
-from jax_mnist.runs.variables import load_variables
+from jax_mnist.runs.loop import Job, Progress, evaluate
 from jax_mnist.training import recipe
 from jax_mnist.training.augment import Normalization
-from jax_mnist.training.parts import Parts
+from jax_mnist.training.evaluation import Evaluation
+from jax_mnist.training.parts import Overrides
+from jax_mnist.training.state import inference_variables
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_PACKAGES = ("jax_mnist", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
+
+
+def make_results(job: Job, progress: Progress) -> list[tuple[Record, dict[str, Any]]]:
+    """The record of every run, as `history` describes it, and its variables as NumPy arrays."""
+    evaluations = evaluate(job, progress.state, probabilities=True)
+    variables = jax.device_get(jax.vmap(inference_variables)(job.hyper, progress.state))
+    validation = jax.device_get(job.validation)
+    results = []
+    for number, (run, evaluation) in enumerate(zip(job.runs, evaluations, strict=True)):
+        of_run = jax.tree.map(operator.itemgetter(number), variables)
+        epochs = progress.epochs_of(number)
+        record = _describe(job, run, validation, evaluation) | {
+            "metrics": {key: np.array([epoch[key] for epoch in epochs]) for key in history.METRICS},
+            "parameters": parameter_count(of_run["params"]),
+        }
+        sound = not history.has_diverged(record)
+        record["variables_sha256"] = hashlib.sha256(_to_bytes(of_run)).hexdigest() if sound else ""
+        results.append((record, of_run))
+    return results
+
+
+def _describe(job: Job, run: Run, validation: Any, evaluation: Evaluation) -> Record:
+    """The parts of a record that do not depend on its epochs and variables."""
+    images, labels = validation
+    prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
+    wrong = np.flatnonzero(prediction != labels).astype(np.int32)
+    device = jax.devices()[0]
+    return {
+        "schema": history.SCHEMA,
+        "name": run.name,
+        "config": run.settings(),
+        "seed": run.config.seed,
+        "predictions": {
+            "label": labels.astype(np.int32),
+            "prediction": prediction,
+            "probabilities": evaluation.probabilities.astype(np.float32),
+        },
+        "mistakes": {"index": wrong, "images": images[wrong, :, :, 0]},
+        "normalization": job.recipe.normalization._asdict(),
+        "label_names": list(job.label_names),
+        "packages": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in _PACKAGES},
+        "device": {
+            "platform": device.platform,
+            "kind": _device_kind(device),
+            "count": 1 if job.mesh is None else job.mesh.size,
+        },
+    }
+
+
+def _device_kind(device: jax.Device) -> str:
+    """The device's model; that of a CPU, which JAX just calls "cpu", comes from Linux."""
+    if device.platform == "cpu" and _CPU_INFO.exists():
+        model_name = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE)
+        return model_name[1] if model_name else device.device_kind
+    return device.device_kind
+
+
+def save_results(workdir: Path, record: Record, variables: dict[str, Any]) -> None:
+    """Writes the variables, unless the run diverged, then the record, which marks it finished."""
+    if record["variables_sha256"]:
+        files.write_atomically(workdir / VARIABLES, _to_bytes(variables))
+    history.save(workdir / HISTORY, record)
+
+
+def _to_bytes(variables: dict[str, Any]) -> bytes:
+    data: bytes = flax.serialization.msgpack_serialize(variables)
+    return data
+
+
+def load_variables(workdir: PathLike) -> dict[str, Any]:
+    """The final variables of a run, as NumPy arrays: `{"params": ..., "batch_stats": ...}`.
+
+    Example::
+
+        record = history.load("runs/gbn/history.pkl")
+        network = recipe.make_model(ConfigDict(record["config"]))
+        variables = load_variables("runs/gbn")
+        test = datasets.load("mnist", "test")
+        print(evaluation.evaluate(network, variables, test).accuracy)
+
+    Raises:
+      OSError: The file cannot be read.
+      HistoryError: The file is damaged or belongs to another run, or the history beside it, which
+        has the file's checksum, cannot be read.
+    """
+    path = Path(workdir) / VARIABLES
+    data = path.read_bytes()
+    checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
+    if checksum != hashlib.sha256(data).hexdigest():
+        raise HistoryError(
+            f"{path} is damaged or belongs to another run: train again to replace it"
+        )
+    variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
+    return variables
 
 
 class TrainedNetwork(NamedTuple):
@@ -44,7 +152,7 @@ class TrainedNetwork(NamedTuple):
         return bool(self.records[0]["config"].get("dataset") == "emnist/digits")
 
 
-def load(workdir: str | os.PathLike[str], model: nn.Module | None = None) -> TrainedNetwork:
+def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNetwork:
     """Loads the trained network of a finished run.
 
     Args:
@@ -58,38 +166,37 @@ def load(workdir: str | os.PathLike[str], model: nn.Module | None = None) -> Tra
         network.
       OSError: The weights cannot be read.
     """
-    records = _load_records(Path(workdir))
+    records = _load_sound_records(Path(workdir))
     config = next(iter(records.values()))["config"]
-    trained, given = config.get("model"), Parts(model).names().get("model")
+    trained, given = config.get("model"), Overrides(model).names().get("model")
     if trained != given:
         raise HistoryError(
-            f"{workdir} holds {_network(trained)}, not {_network(given)}: pass the model "
-            "to predict.load that was passed to train"
+            f"{workdir} holds {_network_name(trained)}, not {_network_name(given)}: pass the model "
+            "to predict.load_network that was passed to train"
         )
     model = model or recipe.make_model(ConfigDict(with_defaults(config)))
-    variables = {folder: load_variables(folder) for folder in records}
-    expected = jax.eval_shape(
+    expected = {"batch_stats": {}} | jax.eval_shape(  # which a network without norms lacks
         functools.partial(model.init, train=False), jax.random.key(0), np.zeros((1, 28, 28, 1))
     )
-    expected = {"batch_stats": {}} | expected  # of a network without norms
-    for folder, found in variables.items():
-        if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, expected):
+    variables = {folder: load_variables(folder) for folder in records}
+    for folder, of_folder in variables.items():
+        if jax.tree.map(np.shape, of_folder) != jax.tree.map(np.shape, expected):
             raise HistoryError(f"{folder} holds weights of another network")
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *variables.values())
     return TrainedNetwork(list(records.values()), model, stacked)
 
 
-def _network(name: str | None) -> str:
+def _network_name(name: str | None) -> str:
     return "the config's network" if name is None else f"the network {name:.64}"
 
 
-def _load_records(workdir: Path) -> dict[Path, Record]:
+def _load_sound_records(workdir: Path) -> dict[Path, Record]:
     """Returns the records of all replicas that did not diverge, by folder; at least one."""
     folders = finished_folders(workdir)
     if not folders:
         raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
     records = {folder: history.load(folder / HISTORY) for folder in folders}
-    finite = {f: record for f, record in records.items() if not history.has_diverged(record)}
-    if not finite:
+    sound = {f: record for f, record in records.items() if not history.has_diverged(record)}
+    if not sound:
         raise HistoryError(f"{workdir} holds a run that diverged: it has no weights to use")
-    return finite
+    return sound

@@ -12,31 +12,14 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.files import PathLike
 from jax_mnist.nn.cnn import CNN, layer_table
-from jax_mnist.runs import (
-    checkpoints,
-    compiler,
-    display,
-    history,
-    loop,
-    metric_writers,
-    processes,
-    results,
-)
+from jax_mnist.runs import checkpoints, compiler, display, folder, history, loop, metric_writers
 from jax_mnist.runs.display import Observer
+from jax_mnist.runs.folder import HISTORY, Run
 from jax_mnist.runs.history import Record
-from jax_mnist.runs.loop import Program, Progress
-from jax_mnist.runs.run import (
-    HISTORY,
-    Run,
-    check_name,
-    exclusive,
-    group_by_program,
-    is_finished,
-    move_aside,
-    replicas,
-)
+from jax_mnist.runs.loop import Job, Progress
 from jax_mnist.runs.signals import StoppedError, stop_signals
-from jax_mnist.training.parts import Loss, MakeOptimizer, Parts
+from jax_mnist.runs.trained import make_results, save_results
+from jax_mnist.training.parts import Augment, Loss, MakeOptimizer, Overrides
 from jax_mnist.training.recipe import make_model
 
 
@@ -56,7 +39,6 @@ class CheckpointPolicy(NamedTuple):
 DEFAULT_POLICY = CheckpointPolicy()
 
 
-@processes.raise_lost_process()
 def train(
     config: ConfigDict,
     workdir: PathLike,
@@ -66,6 +48,7 @@ def train(
     model: nn.Module | None = None,
     loss: Loss | None = None,
     optimizer: MakeOptimizer | None = None,
+    augment: Augment | None = None,
 ) -> list[Record]:
     """Trains every replica of a config, and writes the files of each; see `train_together`.
 
@@ -73,14 +56,15 @@ def train(
 
     Args:
       config: See `config.base`.
-      workdir: The run's folder, or that of the replicas' folders, see `run.replicas`. Its last
+      workdir: The run's folder, or that of the replicas' folders, see `folder.replicas`. Its last
         part is the run's name in legends.
       fresh: Whether to start over. What `workdir` holds is moved to a folder beside it.
       policy: When checkpoints are saved.
-      model: A network in place of the one that the config describes; see `parts.Parts`. The
-        folder keeps the names of this and the next two: to resume, pass them again.
+      model: A network in place of the one that the config describes; see `parts.Overrides`. The
+        folder keeps the names of this and the next three: to resume, pass them again.
       loss: A loss to minimise in place of cross entropy, which is evaluated all the same.
       optimizer: Makes an optimiser in place of SGD with the config's decay and momentum.
+      augment: Changes an image at random, in place of the config's augmentation.
 
     Returns:
       The records, by seed.
@@ -89,25 +73,21 @@ def train(
       ConfigError: A value is invalid, or the folder holds a run of another config or other parts.
       DatasetError: The data cannot be loaded.
       HistoryError: The folder holds a history that cannot be read.
-      LostProcessError: Another process was lost.
       OSError: A file could not be written.
       StoppedError: See `train_together`.
     """
     compiler.configure()  # before anything starts JAX
-    workdir = Path(workdir)
+    workdir, overrides = Path(workdir), Overrides(model, loss, optimizer, augment)
     name = workdir.resolve().name
-    parts = Parts(model, loss, optimizer)
-    with processes.fail_together():  # other processes look at the folder only after this
-        config_lib.check(config)
-        parts.check()
-        check_name(name)
-        if fresh:
-            loop.load(config)  # reports errors in the data before anything is moved
-            if processes.is_first_process() and (aside := move_aside(workdir)):
-                display.say(f"moved {workdir} to {aside}")
-    with processes.fail_together():  # before any process writes
-        runs = replicas(name, config, workdir, parts)
-        groups = groups_to_train(runs)
+    config_lib.check(config)
+    overrides.check()
+    folder.check_name(name)
+    if fresh:
+        loop.load_splits(config)  # reports errors in the data before anything is moved
+        if aside := folder.move_aside(workdir):
+            display.say(f"moved {workdir} to {aside}")
+    runs = folder.replicas(name, config, workdir, overrides)
+    groups = groups_to_train(runs)
     if not groups:
         display.say(f"{workdir} is finished: nothing to do (--fresh starts over)")
     else:
@@ -118,7 +98,7 @@ def train(
             display.say(
                 f"training {display.who(group)}" + ", whose mean is shown" * (len(group) > 1)
             )
-        with display.of_epochs() as observe:
+        with display.of_epochs(config.epochs) as observe:
             train_together(group, observe, policy)
     return [history.load(run.workdir / HISTORY) for run in runs]
 
@@ -130,10 +110,10 @@ def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
       ConfigError: A folder holds a run of another config.
       HistoryError: A folder holds a history that cannot be read.
     """
-    unfinished = [run for run in runs if not is_finished(run)]
+    unfinished = [run for run in runs if not folder.is_finished(run)]
     return [
         group
-        for of_program in group_by_program(unfinished)
+        for of_program in folder.group_by_program(unfinished)
         for group in checkpoints.group_by_step(of_program)
     ]
 
@@ -144,7 +124,7 @@ def train_together(
     """Trains runs as the replicas of one program, and writes the files of each.
 
     In each run's folder these are `metrics.jsonl`, and at the end `variables.msgpack` and
-    `history.pkl`, see `results` and `history`. The time of an epoch is shared evenly by the runs.
+    `history.pkl`, see `trained` and `history`. The time of an epoch is shared evenly by the runs.
     Training resumes at the newest step that all of them have a checkpoint of, to the same result.
 
     A run whose loss is not finite ends there: a line on standard error says where and why, its
@@ -152,7 +132,7 @@ def train_together(
 
     Args:
       runs: A group from `groups_to_train`.
-      observe: Called with the program and the progress, before training and after every few steps.
+      observe: Called with the job and the progress, before training and after every few steps.
       policy: When checkpoints are saved.
 
     Returns:
@@ -165,71 +145,63 @@ def train_together(
       DatasetError: The data cannot be loaded.
     """
     compiler.configure()
-    with processes.fail_together():  # before anything is written
-        program, progress = loop.build(runs)
+    job, progress = loop.build(runs)
     with contextlib.ExitStack() as stack:
-        step = None
-        with processes.fail_together():
-            if processes.is_first_process():
-                for run in runs:
-                    stack.enter_context(exclusive(run))
-                step = checkpoints.newest_common_step(runs)
-        with processes.fail_together():
-            progress = _resume(program, progress, processes.broadcast(step))
+        # Locks the folders and finds out where to begin.
+        for run in runs:
+            stack.enter_context(folder.exclusive(run))
+        progress = _resume(job, progress)
         stopping = stack.enter_context(stop_signals())
-        metric_writers.begin(program, progress)
-        observe(program, progress)
-        for after in loop.training(program, progress):
-            _report_divergence(program, progress, after)
-            ended = len(after.epochs) > len(progress.epochs)
+        metric_writers.begin(job, progress)
+        observe(job, progress)
+
+        # Trains, and writes what each call of the compiled program brings.
+        for after in loop.training(job, progress):
+            _report_divergence(job, progress, after)
+            epoch_ended = len(after.epochs) > len(progress.epochs)
             progress = after
-            if ended:
-                metric_writers.add(program, progress)
-            observe(program, progress)
-            number = processes.process_max(stopping[0] if stopping else 0)
-            if number or (ended and len(progress.epochs) % policy.every == 0):
-                checkpoints.save(program, progress, policy.keep)
-            if number and not _is_complete(program, progress):
-                where = display.where(program, progress.step)
-                message = f"stopped and saved {where}; run the same command again to resume"
-                raise StoppedError(message, number)
-        records = _save_results(program, progress)
-        # Every process waits here until the files are written.
-        if number := processes.process_max(stopping[0] if stopping else 0):
-            raise StoppedError("stopped after the last step; the results are saved", number)
-        return records
+            if epoch_ended:
+                metric_writers.add(job, progress)
+            observe(job, progress)
+            if stopping or (epoch_ended and len(progress.epochs) % policy.every == 0):
+                checkpoints.save(job, progress, policy.keep)
+            if stopping and not _is_complete(job, progress):
+                position = display.position(job, progress.step)
+                message = f"stopped and saved {position}; run the same command again to resume"
+                raise StoppedError(message, stopping[0])
+
+        # Writes the results; the history comes last and marks a run as finished.
+        results = make_results(job, progress)
+        for run, (record, variables) in zip(runs, results, strict=True):
+            metric_writers.end(run, record)
+            save_results(run.workdir, record, variables)
+        if stopping:
+            raise StoppedError("stopped after the last step; the results are saved", stopping[0])
+        return [record for record, _ in results]
 
 
-def _resume(program: Program, progress: Progress, step: int | None) -> Progress:
+def _resume(job: Job, progress: Progress) -> Progress:
+    step = checkpoints.newest_common_step(job.runs)
     if step is None:
         return progress
-    display.warn(f"{display.who(program.runs)}: resuming {display.where(program, step)}")
-    return checkpoints.restore(program, progress, step)
+    display.warn(f"{display.who(job.runs)}: resuming {display.position(job, step)}")
+    return checkpoints.restore(job, progress, step)
 
 
-def _save_results(program: Program, progress: Progress) -> list[Record]:
-    found = results.make(program, progress)
-    if processes.is_first_process():
-        for run, (record, variables) in zip(program.runs, found, strict=True):
-            metric_writers.end(run, record)
-            results.save(run.workdir, record, variables)
-    return [record for record, _ in found]
+def _is_complete(job: Job, progress: Progress) -> bool:
+    return len(progress.epochs) == job.epochs or not progress.active.any()
 
 
-def _is_complete(program: Program, progress: Progress) -> bool:
-    return len(progress.epochs) == program.epochs or not progress.active.any()
-
-
-def _report_divergence(program: Program, before: Progress, after: Progress) -> None:
+def _report_divergence(job: Job, before: Progress, after: Progress) -> None:
     """Warns about each run that has just diverged: when it did, and the likely cause."""
     for number in np.flatnonzero(before.active & ~after.active).tolist():
-        run, finite = program.runs[number], np.isfinite(after.partial.loss[number])
-        config, epoch = run.config, (after.step - 1) // program.steps_per_epoch + 1
-        where = f"in epoch {epoch}/{program.epochs}, at step {finite.argmin() + 1}"
+        run, finite = job.runs[number], np.isfinite(after.partial.loss[number])
+        config, epoch = run.config, (after.step - 1) // job.steps_per_epoch + 1
+        position = f"in epoch {epoch}/{job.epochs}, at step {finite.argmin() + 1}"
         if finite.all():
-            where = f"at the evaluation after epoch {epoch}/{program.epochs}"
+            position = f"at the evaluation after epoch {epoch}/{job.epochs}"
         display.warn(
-            f"{run.name}, seed {config.seed}: the loss was not finite {where}; the learning rate "
-            f"({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) is likely "
-            "too high"
+            f"{run.name}, seed {config.seed}: the loss was not finite {position}; the learning "
+            f"rate ({config.learning_rate}) or the decay (L1 {config.l1}, L2 {config.l2}) is "
+            "likely too high"
         )

@@ -5,10 +5,9 @@ semantics are those of torchvision's `ColorJitter`, `RandomRotation` and `Random
 greyscale images, but in floating point, without rounding to 256 levels in between.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import chex
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,31 +26,6 @@ class Normalization(NamedTuple):
 
 
 MNIST = Normalization(0.1307, 0.3081)
-
-
-@flax.struct.dataclass
-class AugmentParams:
-    """How strong each random change is, as values that may be traced; 0 turns a change off.
-
-    Attributes:
-      brightness: The factor is uniform in `[max(0, 1 - brightness), 1 + brightness]`.
-      contrast: The factor is uniform in `[max(0, 1 - contrast), 1 + contrast]`.
-      rotation: In degrees; the angle is uniform in `[-rotation, rotation]`.
-      shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
-      scale: The factor is uniform in `[1 - scale, 1 + scale]`.
-      shear: In degrees; the angle along the x axis is uniform in `[-shear, shear]`.
-      elastic: In pixels; see `distortions.displacement`.
-      cutout: In pixels; see `distortions.cutout`.
-    """
-
-    brightness: ArrayLike = 0.0
-    contrast: ArrayLike = 0.0
-    rotation: ArrayLike = 0.0
-    shift: ArrayLike = 0.0
-    scale: ArrayLike = 0.0
-    shear: ArrayLike = 0.0
-    elastic: ArrayLike = 0.0
-    cutout: ArrayLike = 0.0
 
 
 def normalize(image: Array, mean: ArrayLike = MNIST.mean, std: ArrayLike = MNIST.std) -> Array:
@@ -78,8 +52,8 @@ def color_jitter(key: Array, image: Array, brightness: ArrayLike, contrast: Arra
     Args:
       key: A key for this image alone.
       image: An array `[height, width, 1]`, in [0, 1].
-      brightness: See `AugmentParams`.
-      contrast: See `AugmentParams`.
+      brightness: The factor is uniform in `[max(0, 1 - brightness), 1 + brightness]`.
+      contrast: Likewise.
 
     Returns:
       An array of the same shape, in [0, 1].
@@ -181,17 +155,17 @@ def random_affine(
     shear: ArrayLike = 0.0,
     displacement: Array | None = None,
 ) -> Array:
-    """`affine` with each value drawn from its range; see `AugmentParams` for the ranges.
+    """`affine` with each value drawn from its range.
 
     With `rotation` alone this is torchvision's `RandomRotation(rotation, BILINEAR)`.
 
     Args:
       key: A key for this image alone.
       image: An array `[height, width, channels]`.
-      rotation: In degrees.
-      shift: In pixels, not rounded to whole ones.
-      scale: A fraction.
-      shear: In degrees.
+      rotation: In degrees; the angle is uniform in `[-rotation, rotation]`.
+      shift: In pixels; each of the two offsets is uniform in `[-shift, shift]`.
+      scale: The factor is uniform in `[1 - scale, 1 + scale]`.
+      shear: In degrees; the angle along the x axis is uniform in `[-shear, shear]`.
       displacement: See `affine`.
 
     Returns:
@@ -211,40 +185,34 @@ def random_affine(
 def augment(
     key: Array,
     image: Array,
-    params: AugmentParams,
+    strengths: Mapping[str, ArrayLike],
     normalization: Normalization = MNIST,
-    uses: tuple[str, ...] = (),
+    enabled: Sequence[str] = (),
 ) -> Array:
     """Jitters, warps and normalises one image.
 
     Args:
       key: A key for this image alone.
       image: A uint8 array `[height, width, 1]`.
-      params: How strong each change is.
+      strengths: How strong each change is, by the names of the config's fields. Each may be traced,
+        and 0 turns a change off.
       normalization: The constants of `normalize`.
-      uses: Of `elastic` and `cutout`, which to apply; static.
+      enabled: Of `elastic` and `cutout`, which to apply; static.
 
     Returns:
       float32 `[height, width, 1]`, normalised.
     """
     jitter_key, affine_key = jax.random.split(key)
     x = image.astype(jnp.float32) / 255
-    x = color_jitter(jitter_key, x, params.brightness, params.contrast)
-    moved = None
-    if "elastic" in uses:  # a split of a key makes the keys 0 and 1
-        moved = displacement(jax.random.fold_in(key, 2), image.shape[:2], params.elastic)
-    x = random_affine(
-        affine_key,
-        x,
-        rotation=params.rotation,
-        shift=params.shift,
-        scale=params.scale,
-        shear=params.shear,
-        displacement=moved,
-    )
+    x = color_jitter(jitter_key, x, strengths["brightness"], strengths["contrast"])
+    waves = None
+    if "elastic" in enabled:  # a split of a key makes the keys 0 and 1
+        waves = displacement(jax.random.fold_in(key, 2), image.shape[:2], strengths["elastic"])
+    warps = {name: strengths[name] for name in ("rotation", "shift", "scale", "shear")}
+    x = random_affine(affine_key, x, **warps, displacement=waves)
     x = normalize(x, *normalization)
-    if "cutout" in uses:
-        x = cutout(jax.random.fold_in(key, 3), x, params.cutout)
+    if "cutout" in enabled:
+        x = cutout(jax.random.fold_in(key, 3), x, strengths["cutout"])
     return x
 
 
@@ -256,18 +224,3 @@ def normalization_of(images: np.ndarray) -> Normalization:
     values = np.arange(256) / 255
     mean = float(levels @ values)
     return Normalization(round(mean, 4), round(float(levels @ (values - mean) ** 2) ** 0.5, 4))
-
-
-def augment_batch(
-    keys: Array,
-    images: Array,
-    params: AugmentParams,
-    normalization: Normalization = MNIST,
-    uses: tuple[str, ...] = (),
-) -> Array:
-    """`augment` over uint8 images `[batch, height, width, 1]`, each with its own key `[batch]`."""
-    chex.assert_rank(images, 4)
-    chex.assert_equal_shape_prefix((keys, images), 1)
-    return jax.vmap(lambda key, image: augment(key, image, params, normalization, uses))(
-        keys, images
-    )

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import jit
 from jax_mnist.training.augment import MNIST, Normalization, normalize
-from jax_mnist.training.mesh import DATA, REPLICA, fetch, over_replicas, size, spread
+from jax_mnist.training.mesh import DATA, REPLICA, over_replicas, size, spread
 
 
 class Evaluation(NamedTuple):
@@ -93,11 +93,11 @@ def evaluate_replicas(
     *sums, on_devices = _evaluate(
         model, variables, data, batch_size, normalization=normalization, mesh=mesh
     )
-    losses, correct = fetch(mesh, sums)
+    losses, correct = jax.device_get(sums)
     replicas, _, _, classes = on_devices.shape
     shares = np.empty((replicas, 0, classes), np.float32)
     if probabilities:
-        shares = fetch(mesh, on_devices)
+        shares = jax.device_get(on_devices)
     n = len(data.labels)
     return [
         Evaluation(
@@ -130,12 +130,12 @@ def _evaluate(
     def evaluate_batch(
         variables: dict[str, Any], images: Array, labels: Array
     ) -> tuple[Array, Array, Array]:
-        found = jax.nn.log_softmax(_logits(model, normalization, variables, images))
-        loss = -jnp.take_along_axis(found, labels[:, None], axis=1)[:, 0]
+        log_shares = jax.nn.log_softmax(_logits(model, normalization, variables, images))
+        loss = -jnp.take_along_axis(log_shares, labels[:, None], axis=1)[:, 0]
         return (
             jnp.where(labels >= 0, loss, 0).sum(),
-            (found.argmax(-1) == labels).sum(),
-            jnp.exp(found),
+            (log_shares.argmax(-1) == labels).sum(),
+            jnp.exp(log_shares),
         )
 
     def evaluate_share(variables: dict[str, Any], images: Array, labels: Array) -> Any:
@@ -160,7 +160,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates one network on all of `data`, in batches of `batch_size`."""
     variables = jax.tree.map(lambda v: v[None], variables)
-    (found,) = evaluate_replicas(
+    (evaluation,) = evaluate_replicas(
         model, variables, data, batch_size, probabilities=True, normalization=normalization
     )
-    return found
+    return evaluation

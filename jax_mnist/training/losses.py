@@ -23,28 +23,6 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return (jax.nn.logsumexp(logits, axis=-1) - of_labels).mean()
 
 
-def distilled_cross_entropy(logits: Array, teachers: Array, temperature: ArrayLike) -> Array:
-    """Cross entropy with the softened probabilities of teachers as the labels.
-
-    `temperature² * H(mean of softmax(teachers / temperature), softmax(logits / temperature))`: the
-    factor keeps the size of the gradient whatever the temperature.
-
-    Args:
-      logits: float `[batch, classes]`.
-      teachers: Their logits, `[teachers, batch, classes]`.
-      temperature: Above 0; higher values soften the probabilities.
-
-    Returns:
-      A scalar, the mean.
-
-    References:
-      Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531.
-    """
-    heat = jnp.asarray(temperature)
-    targets = jax.nn.softmax(teachers / heat).mean(0)
-    return -(heat**2) * (targets * jax.nn.log_softmax(logits / heat)).sum(-1).mean()
-
-
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLike) -> Array:
     """Cross entropy with `smoothing` of each label's probability spread evenly over all classes.
 

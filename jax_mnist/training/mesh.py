@@ -1,4 +1,4 @@
-"""Several devices and hosts: a mesh with the axes `replica` and `data`, on JAX's own runtime.
+"""Several devices: a mesh with the axes `replica` and `data`.
 
 Replicas are spread over `replica` and never communicate. Each batch is spread over `data`:
 gradients, metrics and the statistics of norms are averaged, and ghost batches stay on their device.
@@ -23,7 +23,7 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
 
     If both `replica_devices` and `data_devices` are 0, all devices go to `replica` if there are
     several replicas; otherwise as many go to `data` as can share the batch evenly without cutting
-    ghost batches (with several processes, all). If only one of them is 0, it counts as 1.
+    ghost batches. If only one of them is 0, it counts as 1.
 
     Args:
       config: See `config.FIELDS`.
@@ -31,8 +31,8 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
         spare copies of the last one fill the mesh.
 
     Raises:
-      ConfigError: There are too few devices, the batch or its ghost batches cannot be shared
-        evenly, or a process would have no device in the mesh.
+      ConfigError: There are too few devices, or the batch or its ghost batches cannot be shared
+        evenly.
     """
     number = len(jax.devices())
     shape = (config.replica_devices, config.data_devices)
@@ -49,8 +49,6 @@ def make_mesh(config: ConfigDict, replicas: int) -> Mesh | None:
 def _default_shape(config: ConfigDict, replicas: int, devices: int) -> tuple[int, int]:
     if replicas > 1:
         return devices, 1
-    if jax.process_count() > 1:
-        return 1, devices
     whole = config.ghost_batch_size if config.norm == "ghost" else 1
     if config.batch_size % whole:
         return 1, 1
@@ -76,10 +74,6 @@ def _check_shape(shape: tuple[int, int], config: ConfigDict, devices: int) -> No
         raise ConfigError(
             f"{asked}: config.batch_size={batch_size} would cut a pair that is mixed; "
             f"make it a multiple of {2 * shards}"
-        )
-    if jax.process_count() > 1 and needed < devices:
-        raise ConfigError(
-            f"{asked} uses {needed} of {devices} devices: several processes must use all"
         )
 
 
@@ -113,11 +107,6 @@ def put(mesh: Mesh | None, tree: Any, *spec: str) -> Any:
 @functools.cache  # so that a mesh and a spec are compiled once
 def _copy(mesh: Mesh, spec: tuple[str, ...]) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec(*spec)))
-
-
-def fetch(mesh: Mesh | None, tree: Any) -> Any:
-    """Copies arrays to every host as whole NumPy arrays; every process must call this."""
-    return jax.device_get(put(mesh, tree) if jax.process_count() > 1 else tree)
 
 
 def spread(

@@ -4,15 +4,14 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 
 from jax_mnist.nn.cnn import Dropout
 from jax_mnist.training import losses, regularizers
-from jax_mnist.training.mesh import DATA, example_keys, over_replicas, size
+from jax_mnist.training.mesh import DATA, example_keys, size
 from jax_mnist.training.parts import Loss
-from jax_mnist.training.recipe import Hyperparameters, Recipe
+from jax_mnist.training.recipe import Hyper, Recipe
 from jax_mnist.training.state import TrainState
 
 # `jax.random.split` of a run's key makes the keys 0, of orders, and 1, of augmentation.
@@ -35,18 +34,14 @@ class Result(NamedTuple):
     batch_stats: optax.Params
 
 
-def gradient(
-    recipe: Recipe, hyper: Hyperparameters, state: TrainState, batch: Batch, teacher: Any = None
-) -> Result:
+def gradient(recipe: Recipe, hyper: Hyper, state: TrainState, batch: Batch) -> Result:
     """The gradient of a batch, or of a device's part of it, at the state's weights.
 
     Args:
       recipe: What the step is compiled for; static.
-      hyper: The hyper-parameters, scalars.
+      hyper: The values of the config, scalars.
       state: The state before the step.
       batch: The examples.
-      teacher: The variables of `recipe.teacher`, each leaf with a leading axis of teachers, if the
-        recipe uses distillation. They see the same images as the network.
 
     Returns:
       The means over these examples.
@@ -56,15 +51,12 @@ def gradient(
     images, labels = batch
     examples, share = len(images), None
     options: dict[str, Any] = {}
-    if "mixup" in recipe.uses:
-        images, share = regularizers.mixup(of_mixup, images, hyper.mixup)
-    if "dropout" in recipe.uses:
+    if recipe.enabled("mixup"):
+        images, share = regularizers.mixup(of_mixup, images, hyper["mixup"])
+    if recipe.enabled("dropout"):
         keys = example_keys(recipe.mesh, of_dropout, examples)
-        options["dropout"] = Dropout(keys, hyper.dropout)
+        options["dropout"] = Dropout(keys, hyper["dropout"])
     loss = _loss(recipe, hyper)
-    taught = None
-    if "distillation" in recipe.uses:
-        taught = _logits_of_teachers(recipe, teacher, images)
 
     def loss_of(params: optax.Params) -> tuple[Array, tuple[Array, optax.Params]]:
         logits, updated = recipe.model.apply(
@@ -75,35 +67,23 @@ def gradient(
             rngs={"dropout": of_network},
             **options,
         )
-        found = loss(logits, labels)
+        value = loss(logits, labels)
         if share is not None:
             others = labels[regularizers.partners(examples)]
-            found = share * found + (1 - share) * loss(logits, others)
-        if taught is not None:
-            soft = losses.distilled_cross_entropy(logits, taught, hyper.temperature)
-            weight = jnp.asarray(hyper.distillation)
-            found = (1 - weight) * found + weight * soft
-        return found, (logits, updated.get("batch_stats", {}))
+            value = share * value + (1 - share) * loss(logits, others)
+        return value, (logits, updated.get("batch_stats", {}))
 
     differentiate = jax.value_and_grad(loss_of, has_aux=True)
     (value, (logits, batch_stats)), grads = differentiate(state.params)
-    if "sam" in recipe.uses:
+    if recipe.enabled("sam"):
         whole = jax.lax.pmean(grads, DATA) if size(recipe.mesh, DATA) > 1 else grads
-        nearby = regularizers.sharpest_nearby(state.params, whole, hyper.sam)
+        nearby = regularizers.sam_perturbation(state.params, whole, hyper["sam"])
         _, grads = differentiate(nearby)
     return Result(grads, value, logits, batch_stats)
 
 
-def _logits_of_teachers(recipe: Recipe, variables: Any, images: Array) -> Array:
-    def of_one(variables: Any) -> Any:
-        return recipe.teacher.apply(variables, images, train=False)  # type: ignore[union-attr]
-
-    logits: Array = over_replicas(of_one)(variables)
-    return logits
-
-
-def _loss(recipe: Recipe, hyper: Hyperparameters) -> Loss:
-    if "label_smoothing" not in recipe.uses:
-        return recipe.loss
-    smoothed: Any = losses.smoothed_cross_entropy
-    return functools.partial(smoothed, smoothing=hyper.label_smoothing)
+def _loss(recipe: Recipe, hyper: Hyper) -> Loss:
+    if recipe.enabled("label_smoothing"):
+        smoothed: Any = losses.smoothed_cross_entropy
+        return functools.partial(smoothed, smoothing=hyper["label_smoothing"])
+    return recipe.overrides.loss or losses.cross_entropy

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jax.typing import ArrayLike
 
 
@@ -73,7 +72,7 @@ def add_l1_decay(
     return transformation if mask is None else optax.masked(transformation, mask)
 
 
-def make_schedule(name: str, peak: ArrayLike, steps: int, final: ArrayLike = 0.0) -> optax.Schedule:
+def make_schedule(name: str, peak: ArrayLike, steps: int) -> optax.Schedule:
     """A learning-rate schedule over a run of `steps` steps.
 
     Args:
@@ -84,8 +83,6 @@ def make_schedule(name: str, peak: ArrayLike, steps: int, final: ArrayLike = 0.0
         arXiv:1708.07120, in PyTorch's and optax's cosine form).
       peak: The highest learning rate; may be traced.
       steps: Length of the run, at least 1.
-      final: Raises the fall of `'cosine'` and `'one_cycle'`, which then ends at `final * peak` or
-        little more: a shape `s` from 1 to 0 becomes `final + (1 - final) * s`; may be traced.
 
     Returns:
       A function of the step, counted from 0.
@@ -99,25 +96,12 @@ def make_schedule(name: str, peak: ArrayLike, steps: int, final: ArrayLike = 0.0
         case "step":
             shape = optax.piecewise_constant_schedule(1.0, {steps // 2: 0.1, steps * 3 // 4: 0.1})
         case "cosine":
-            shape = _raised(optax.cosine_decay_schedule(1.0, steps), final, start=0)
+            shape = optax.cosine_decay_schedule(1.0, steps)
         case "one_cycle":
-            rise = 0.3  # of the run
-            whole = optax.cosine_onecycle_schedule(steps, 1.0, pct_start=rise)
-            shape = _raised(whole, final, start=int(rise * steps))
+            shape = optax.cosine_onecycle_schedule(steps, 1.0, pct_start=0.3)
         case _:
             raise ValueError(f"unknown schedule {name!r}")
     return lambda step: peak * shape(step)
-
-
-def _raised(shape: optax.Schedule, final: ArrayLike, start: int) -> optax.Schedule:
-    """`final + (1 - final) * shape` from the step `start` on."""
-
-    def raised(step: ArrayLike) -> ArrayLike:
-        value = shape(step)
-        share = jnp.asarray(final)
-        return jnp.where(jnp.asarray(step) < start, value, share + (1 - share) * value)
-
-    return raised
 
 
 def sgd(
@@ -146,45 +130,4 @@ def sgd(
         add_l1_decay(l1),
         optax.add_decayed_weights(l2),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-    )
-
-
-def muon(
-    learning_rate: optax.ScalarOrSchedule,
-    l1: ArrayLike = 0.0,
-    l2: ArrayLike = 0.0,
-    momentum: ArrayLike = 0.9,
-    nesterov: bool = False,
-) -> optax.GradientTransformation:
-    """Muon for kernels, whose updates are orthogonal matrices, and Adam for other parameters.
-
-    A kernel `[rows, columns, channels, features]` is a matrix of features by everything else.
-
-    Args:
-      learning_rate: A scalar or a schedule.
-      l1: Strength of the L1 penalty, whose gradient is added first.
-      l2: Strength of the decoupled decay of kernels, `learning_rate * l2 * p`.
-      momentum: Decay of the accumulated gradient of kernels.
-      nesterov: Whether to use Nesterov's momentum.
-
-    Returns:
-      An `optax.GradientTransformation` whose `update` needs the parameters.
-
-    References:
-      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
-    """
-
-    def matrices(params: optax.Params) -> Any:
-        of_kernel = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-        return jax.tree.map(lambda p: of_kernel if p.ndim == 4 else None, params)
-
-    return optax.chain(
-        add_l1_decay(l1),
-        optax.contrib.muon(
-            learning_rate,
-            beta=momentum,
-            weight_decay=l2,
-            nesterov=nesterov,
-            muon_weight_dimension_numbers=matrices,
-        ),
     )

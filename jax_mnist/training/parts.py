@@ -1,8 +1,8 @@
-"""Parts of a training recipe that a caller may replace: the network, the loss, the optimiser."""
+"""Parts of a training recipe that a caller may replace by own ones."""
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,9 +13,10 @@ from jax_mnist.config import ConfigError
 
 Loss = Callable[[Array, Array], Array]
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]
+Augment = Callable[[Array, Array], Array]
 
 
-class Parts(NamedTuple):
+class Overrides(NamedTuple):
     """What takes the place of a part that a config describes; None keeps that part.
 
     Compiled programs depend on these objects: equal ones share a program.
@@ -27,11 +28,14 @@ class Parts(NamedTuple):
       loss: Maps logits `[batch, classes]` and labels, int32 `[batch]`, to a scalar.
       optimizer: Makes the optimiser of one step, given the learning rate of that step, a scalar.
         The config's decay and momentum are not added to it.
+      augment: Changes an image at random, `augment(key, image)`, before it is normalised: float32
+        `[28, 28, 1]` in [0, 1]. The config's strengths of augmentation have no part in it.
     """
 
     model: nn.Module | None = None
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
+    augment: Augment | None = None
 
     def check(self) -> None:
         """Validates the parts.
@@ -62,7 +66,21 @@ class Parts(NamedTuple):
         return {name: _name(part) for name, part in self._asdict().items() if part is not None}
 
 
-AS_CONFIGURED = Parts()
+AS_CONFIGURED = Overrides()
+
+
+def make_overrides(parts: Mapping[str, Any]) -> Overrides:
+    """The overrides of these names, as a config file's `get_parts()` returns them.
+
+    Raises:
+      ConfigError: There is no such part, or see `Overrides.check`.
+    """
+    if unknown := sorted(parts.keys() - set(Overrides._fields)):
+        known = ", ".join(Overrides._fields)
+        raise ConfigError(f"there is no part {unknown[0]!r:.64}: get_parts() may return {known}")
+    overrides = Overrides(**parts)
+    overrides.check()
+    return overrides
 
 
 def _name(part: Any) -> str:

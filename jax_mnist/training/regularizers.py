@@ -40,7 +40,7 @@ def mixup(key: Array, images: Array, alpha: ArrayLike) -> tuple[Array, Array]:
     return share * images + (1 - share) * images[partners(len(images))], share
 
 
-def sharpest_nearby(params: optax.Params, gradient: optax.Updates, radius: ArrayLike) -> Array:
+def sam_perturbation(params: optax.Params, gradient: optax.Updates, radius: ArrayLike) -> Array:
     """The weights within `radius` with the highest loss, to first order.
 
     `p + radius * g / |g|`, with the norm over all parameters. Sharpness-aware minimisation updates

@@ -1,7 +1,7 @@
 """The state that a training step changes, and its initialisation."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jax_mnist.nn.xla import COMPILE_QUICKLY, jit
 from jax_mnist.training import mesh as mesh_lib
-from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer
+from jax_mnist.training.recipe import Hyper, Recipe, make_optimizer
 
 
 @flax.struct.dataclass
@@ -38,7 +38,7 @@ class TrainState:
     average: optax.EmaState | None
 
 
-def _init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState:
+def _init(recipe: Recipe, hyper: Hyper, seed: ArrayLike) -> TrainState:
     """The state before the first step. Everything random in the run follows from `seed`."""
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = recipe.model.init(init_key, jnp.zeros((1, 28, 28, 1)), train=False)
@@ -49,7 +49,9 @@ def _init(recipe: Recipe, hyper: Hyperparameters, seed: ArrayLike) -> TrainState
         params=params,
         batch_stats=batch_stats,
         opt_state=make_optimizer(recipe, hyper, 0.0).init(params),
-        average=optax.ema(hyper.ema).init((params, batch_stats)) if "ema" in recipe.uses else None,
+        average=optax.ema(hyper["ema"]).init((params, batch_stats))
+        if recipe.enabled("ema")
+        else None,
     )
 
 
@@ -57,18 +59,18 @@ init = functools.partial(jit, static_argnames="recipe", compiler_options=COMPILE
 
 
 @functools.partial(jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
-def _init_all(recipe: Recipe, hyper: Hyperparameters, seeds: ArrayLike) -> TrainState:
+def _init_all(recipe: Recipe, hyper: Hyper, seeds: ArrayLike) -> TrainState:
     state: TrainState = jax.vmap(functools.partial(_init, recipe))(hyper, seeds)
     return state
 
 
 def init_replicas(
-    recipe: Recipe, hypers: Sequence[Hyperparameters], seeds: Sequence[int]
-) -> tuple[Hyperparameters, TrainState]:
+    recipe: Recipe, hypers: Sequence[Mapping[str, float]], seeds: Sequence[int]
+) -> tuple[Hyper, TrainState]:
     """`init` for several replicas.
 
     Returns:
-      The hyper-parameters and the states; each leaf has a leading axis of replicas, which is
+      The values of the config and the states; each leaf has a leading axis of replicas, which is
       spread over the mesh's axis `replica`.
     """
     hyper = jax.tree.map(lambda *values: np.array(values, np.float32), *hypers)
@@ -76,11 +78,11 @@ def init_replicas(
     return placed[0], _init_all(recipe, *placed)
 
 
-def inference_variables(hyper: Hyperparameters, state: TrainState) -> dict[str, Any]:
+def inference_variables(hyper: Hyper, state: TrainState) -> dict[str, Any]:
     """Returns `{"params": ..., "batch_stats": ...}` for inference: the average if there is one."""
     params, batch_stats = state.params, state.batch_stats
     if state.average is not None:
         params, batch_stats = optax.tree.bias_correction(
-            state.average.ema, hyper.ema, state.average.count
+            state.average.ema, hyper["ema"], state.average.count
         )
     return {"params": params, "batch_stats": batch_stats}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -19,7 +19,7 @@ from jax_mnist.nn.xla import jit
 from jax_mnist.training import augment, packing
 from jax_mnist.training.mesh import DATA, REPLICA, example_keys, over_replicas, size, spread
 from jax_mnist.training.objective import Batch, gradient
-from jax_mnist.training.recipe import Hyperparameters, Recipe, make_optimizer, make_schedule
+from jax_mnist.training.recipe import Hyper, Recipe, make_optimizer, make_schedule
 from jax_mnist.training.state import TrainState
 
 
@@ -60,22 +60,19 @@ def epoch_orders(
 
 def _train_step(
     recipe: Recipe,
-    hyper: Hyperparameters,
+    hyper: Hyper,
     state: TrainState,
     data: Dataset,
     index: ArrayLike,
-    *,
-    teacher: Any = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step on the examples `index` of `data`.
 
     Args:
       recipe: What the step is compiled for; static.
-      hyper: The hyper-parameters, scalars.
+      hyper: The values of the config, scalars.
       state: The state before the step.
       data: Images, uint8 `[n, 28, 28, 1]`, and labels, int32 `[n]`, on the device.
       index: Indices of the examples, int32 `[batch]`.
-      teacher: The teachers' variables, with a leading axis; see `objective.gradient`.
 
     Returns:
       The state after the step, and the step's metrics, which are scalars.
@@ -85,11 +82,9 @@ def _train_step(
     chex.assert_equal_shape_prefix((data.images, data.labels), 1)
     chex.assert_type([data.images, data.labels, index], [jnp.uint8, jnp.int32, jnp.int32])
     chex.assert_rank([index, state.step], [1, 0])
-    images = _augmented(recipe, hyper, state, jnp.asarray(data.images)[index])
+    images = _augment(recipe, hyper, state, jnp.asarray(data.images)[index])
     labels = jnp.asarray(data.labels)[index]
-    grads, loss, logits, batch_stats = gradient(
-        recipe, hyper, state, Batch(images, labels), teacher
-    )
+    grads, loss, logits, batch_stats = gradient(recipe, hyper, state, Batch(images, labels))
     accuracy = (logits.argmax(-1) == labels).mean()
     if size(recipe.mesh, DATA) > 1:
         grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), DATA)
@@ -99,7 +94,7 @@ def _train_step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        _, average = optax.ema(hyper.ema).update((params, batch_stats), average)
+        _, average = optax.ema(hyper["ema"]).update((params, batch_stats), average)
     metrics = StepMetrics(loss, accuracy, jnp.asarray(learning_rate, jnp.float32))
     after = dataclasses.replace(
         state,
@@ -112,10 +107,18 @@ def _train_step(
     return after, metrics
 
 
-def _augmented(recipe: Recipe, hyper: Hyperparameters, state: TrainState, images: Array) -> Array:
+def _augment(recipe: Recipe, hyper: Hyper, state: TrainState, images: Array) -> Array:
+    """Augments and normalises uint8 images, each with a key of its own."""
     key = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
-    keys = example_keys(recipe.mesh, key, len(images))
-    return augment.augment_batch(keys, images, hyper.augment, recipe.normalization, recipe.uses)
+    own, normalization = recipe.overrides.augment, recipe.normalization
+
+    def augment_one(key: Array, image: Array) -> Array:
+        if own is None:
+            enabled = recipe.settings.enabled
+            return augment.augment(key, image, hyper, normalization, enabled)
+        return augment.normalize(own(key, image.astype(jnp.float32) / 255), *normalization)
+
+    return jax.vmap(augment_one)(example_keys(recipe.mesh, key, len(images)), images)
 
 
 train_step = jit(_train_step, static_argnames="recipe")
@@ -124,23 +127,20 @@ train_step = jit(_train_step, static_argnames="recipe")
 @functools.partial(jit, static_argnames="recipe", donate_argnames="state")
 def train_steps(
     recipe: Recipe,
-    hyper: Hyperparameters,
+    hyper: Hyper,
     state: TrainState,
     data: Dataset,
     order: ArrayLike,
-    *,
-    teacher: Any = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Many steps of several replicas, in one program.
 
     Args:
       recipe: What the step is compiled for; static.
-      hyper: The hyper-parameters, each `[replicas]`.
+      hyper: The values of the config, each `[replicas]`.
       state: The state before the first step, each leaf with a leading axis of replicas; see
         `state.init_replicas`. It is donated: its arrays cannot be used again.
       data: The examples, on the device, common to all replicas.
       order: Indices of examples, int32 `[replicas, steps, batch]`; see `epoch_order`.
-      teacher: The teachers' variables, common to all replicas; see `objective.gradient`.
 
     Returns:
       The states after the last step, and the metrics, each `[replicas, steps]`.
@@ -151,21 +151,21 @@ def train_steps(
     step = functools.partial(_train_step, recipe)
 
     def train_replicas(
-        hyper: Hyperparameters, state: TrainState, data: Dataset, order: Array, teacher: Any
+        hyper: Hyper, state: TrainState, data: Dataset, order: Array
     ) -> tuple[TrainState, StepMetrics]:
         def train_one(
-            hyper: Hyperparameters, state: TrainState, order: Array
+            hyper: Hyper, state: TrainState, order: Array
         ) -> tuple[TrainState, StepMetrics]:
             scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
 
             def one(state: TrainState, index: Array) -> tuple[TrainState, StepMetrics]:
-                return step(hyper, state, data, index, teacher=teacher)
+                return step(hyper, state, data, index)
 
             return scan(one, state, order)
 
         return over_replicas(train_one)(hyper, state, order)
 
-    specs = (P(REPLICA), P(REPLICA), P(), P(REPLICA, None, DATA), P())
+    specs = (P(REPLICA), P(REPLICA), P(), P(REPLICA, None, DATA))
     train = spread(recipe.mesh, train_replicas, specs, P(REPLICA))
-    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, order, teacher)
+    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, order)
     return result

@@ -15,7 +15,7 @@ from tiny import config, kept
 
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import checkpoints, loop
-from jax_mnist.runs.run import Run
+from jax_mnist.runs.folder import Run
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +25,20 @@ def trained():
     runs = [Run(f"{i}", config(epochs=3, **f), Path(f"{i}")) for i, f in enumerate(fields)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 6})
-        program, start = loop.build(runs)
+        job, start = loop.build(runs)
         first = kept(start)
-        seen = [kept(p) for p in itertools.islice(loop.training(program, start), 3)]
-    return program, first, seen
+        seen = [kept(p) for p in itertools.islice(loop.training(job, start), 3)]
+    return job, first, seen
 
 
 @pytest.fixture
 def saved(trained, tmp_path):
     """The same runs with folders, and a function that saves one of their progresses."""
-    program, start, seen = trained
-    program = program._replace(
-        runs=[run._replace(workdir=tmp_path / run.name) for run in program.runs]
-    )
+    job, start, seen = trained
+    job = job._replace(runs=[run._replace(workdir=tmp_path / run.name) for run in job.runs])
 
     def save(number, only=slice(None)):
-        part = program._replace(runs=program.runs[only])
+        part = job._replace(runs=job.runs[only])
         progress = dataclasses.replace(
             seen[number],
             state=jax.tree.map(lambda leaf: leaf[only], seen[number].state),
@@ -50,7 +48,7 @@ def saved(trained, tmp_path):
         )
         checkpoints.save(part, progress, keep=2)
 
-    return program, start, seen, save
+    return job, start, seen, save
 
 
 def assert_same(progress, expected):
@@ -62,21 +60,21 @@ def names(run):
 
 
 def test_what_comes_back_is_what_was_saved_and_older_ones_go(saved):
-    program, start, seen, save = saved
-    assert checkpoints.newest_common_step(program.runs) is None
+    job, start, seen, save = saved
+    assert checkpoints.newest_common_step(job.runs) is None
     for number, steps in enumerate((["2"], ["2", "4"], ["4", "6"])):
         save(number)
-        assert names(program.runs[0]) == [f"{step}.msgpack" for step in steps]
-        step = checkpoints.newest_common_step(program.runs)
-        assert_same(checkpoints.restore(program, start, step), seen[number])
+        assert names(job.runs[0]) == [f"{step}.msgpack" for step in steps]
+        step = checkpoints.newest_common_step(job.runs)
+        assert_same(checkpoints.restore(job, start, step), seen[number])
     assert not seen[-1].active[2] and seen[-1].partial.loss.shape == (3, 2)
 
 
 def test_a_single_run_of_a_group_and_other_groups_resume_alone(saved):
-    program, start, seen, save = saved
+    job, start, seen, save = saved
     save(2)
     for numbers in ([1], [2, 0]):
-        part = program._replace(runs=[program.runs[n] for n in numbers])
+        part = job._replace(runs=[job.runs[n] for n in numbers])
         rows = np.array(numbers)
         state = jax.tree.map(lambda leaf, rows=rows: leaf[: len(rows)], start.state)
         restored = checkpoints.restore(part, dataclasses.replace(start, state=state), 6)
@@ -89,12 +87,12 @@ def test_a_single_run_of_a_group_and_other_groups_resume_alone(saved):
 
 
 def test_other_devices_resume_too(saved):
-    program, _, seen, save = saved
+    job, _, seen, save = saved
     save(1)
-    spread = [run.config.copy_and_resolve_references() for run in program.runs]
+    spread = [run.config.copy_and_resolve_references() for run in job.runs]
     for one in spread:
         one.update(replica_devices=2, data_devices=2)
-    runs = [run._replace(config=c) for run, c in zip(program.runs, spread, strict=True)]
+    runs = [run._replace(config=c) for run, c in zip(job.runs, spread, strict=True)]
     other, start = loop.build(runs)
     assert other.mesh.size == 4
     restored = checkpoints.restore(other, start, 4)
@@ -106,8 +104,8 @@ def test_other_devices_resume_too(saved):
 
 
 def test_runs_are_grouped_by_their_newest_common_step(saved):
-    program, _, _, save = saved
-    runs = program.runs
+    job, _, _, save = saved
+    runs = job.runs
 
     def groups():
         return [[run.name for run in g] for g in checkpoints.group_by_step(runs)]
@@ -135,20 +133,20 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_removed_and_an_older_one_taken(saved, damage, capsys):
-    program, start, seen, save = saved
+    job, start, seen, save = saved
     save(0)
     save(1)
-    path = program.runs[1].workdir / "checkpoints" / "4.msgpack"
+    path = job.runs[1].workdir / "checkpoints" / "4.msgpack"
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    assert checkpoints.newest_common_step(program.runs) == 2
+    assert checkpoints.newest_common_step(job.runs) == 2
     assert "4.msgpack was damaged and has been removed" in capsys.readouterr().err
-    assert_same(checkpoints.restore(program, start, 2), seen[0])
+    assert_same(checkpoints.restore(job, start, 2), seen[0])
     save(1)
-    assert_same(checkpoints.restore(program, start, 4), seen[1])
+    assert_same(checkpoints.restore(job, start, 4), seen[1])
 
 
 def test_what_cannot_be_read_just_now_is_kept(saved, monkeypatch):
-    program, _, _, save = saved
+    job, _, _, save = saved
     save(0)
 
     def read_bytes(path):
@@ -157,13 +155,13 @@ def test_what_cannot_be_read_just_now_is_kept(saved, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_bytes)
         with pytest.raises(OSError, match="Too many open files"):
-            checkpoints.newest_common_step(program.runs)
-    assert checkpoints.newest_common_step(program.runs) == 2
+            checkpoints.newest_common_step(job.runs)
+    assert checkpoints.newest_common_step(job.runs) == 2
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1000])
 def test_a_full_disk_leaves_the_earlier_checkpoint(saved, limit):
-    program, start, seen, save = saved
+    job, start, seen, save = saved
     save(0)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -175,33 +173,33 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(saved, limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert "\n" not in str(error.value)
-    assert names(program.runs[0]) == ["2.msgpack"]
-    assert_same(checkpoints.restore(program, start, 2), seen[0])
+    assert names(job.runs[0]) == ["2.msgpack"]
+    assert_same(checkpoints.restore(job, start, 2), seen[0])
 
 
 def test_changed_data_are_refused(saved):
-    program, start, _, save = saved
+    job, start, _, save = saved
     save(0)
-    changed = program._replace(data_digests=["other"])
+    changed = job._replace(data_digests=["other"])
     with pytest.raises(ConfigError, match="was written: bring it back"):
         checkpoints.restore(changed, start, 2)
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved):
-    program, start, _, save = saved
+    job, start, _, save = saved
     save(0)
     larger = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf], -1), start.state.params)
     other = dataclasses.replace(start, state=start.state.replace(params=larger))
     with pytest.raises(ConfigError, match="is of another network or version"):
-        checkpoints.restore(program, other, 2)
+        checkpoints.restore(job, other, 2)
 
 
 def test_checkpoints_that_are_elsewhere_are_refused(saved, tmp_path):
-    program, *_ = saved
+    job, *_ = saved
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "2024.msgpack").write_text("")
-    program.runs[0].workdir.mkdir()
-    (program.runs[0].workdir / "checkpoints").symlink_to("../precious")
+    job.runs[0].workdir.mkdir()
+    (job.runs[0].workdir / "checkpoints").symlink_to("../precious")
     with pytest.raises(ConfigError, match="checkpoints is a link: remove it"):
-        checkpoints.newest_common_step(program.runs)
+        checkpoints.newest_common_step(job.runs)
     assert (tmp_path / "precious" / "2024.msgpack").exists()

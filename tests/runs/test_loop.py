@@ -12,7 +12,7 @@ from tiny import config, kept
 
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import loop
-from jax_mnist.runs.run import Run
+from jax_mnist.runs.folder import Run
 
 NOWHERE = Path("/proc/nowhere")  # where nothing can be written
 
@@ -24,8 +24,8 @@ def build(*fields, **common):
 
 @pytest.fixture(scope="module")
 def whole():
-    program, progress = build({}, {"seed": 1}, {"l2": 1e30})
-    return program, kept(progress), [kept(p) for p in loop.training(program, progress)]
+    job, progress = build({}, {"seed": 1}, {"l2": 1e30})
+    return job, kept(progress), [kept(p) for p in loop.training(job, progress)]
 
 
 @pytest.fixture
@@ -45,17 +45,17 @@ def assert_same(progress, expected):
 
 
 def test_progress_comes_after_every_call_and_epochs_when_they_end(whole):
-    program, start, seen = whole
-    assert (program.steps_per_epoch, program.chunk) == (4, 4)
+    job, start, seen = whole
+    assert (job.steps_per_epoch, job.chunk) == (4, 4)
     assert start.step == 0 and start.epochs == () and start.active.all()
     assert [(p.step, len(p.epochs)) for p in seen] == [(4, 1), (8, 2)]
     assert seen[0].partial.loss.shape == (3, 4)
 
 
 def test_shorter_calls_give_the_same_progress(whole, in_pairs):
-    program, start = build({}, {"seed": 1}, {"l2": 1e30})
-    assert program.chunk == 2
-    seen = list(loop.training(program, start))
+    job, start = build({}, {"seed": 1}, {"l2": 1e30})
+    assert job.chunk == 2
+    seen = list(loop.training(job, start))
     assert [(p.step, len(p.epochs)) for p in seen] == [(2, 0), (4, 1), (6, 1), (8, 2)]
     assert [p.partial.loss.shape[1] for p in seen] == [2, 4, 2, 4]
     assert (seen[0].seconds > 0).all() and (seen[1].seconds == 0).all()
@@ -64,9 +64,9 @@ def test_shorter_calls_give_the_same_progress(whole, in_pairs):
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3])
 def test_training_resumes_from_any_progress(whole, in_pairs, stopped_after):
-    program, start = build({}, {"seed": 1}, {"l2": 1e30})
-    seen = list(zip(range(stopped_after), loop.training(program, start), strict=False))
-    *_, last = loop.training(program, seen[-1][1])
+    job, start = build({}, {"seed": 1}, {"l2": 1e30})
+    seen = list(zip(range(stopped_after), loop.training(job, start), strict=False))
+    *_, last = loop.training(job, seen[-1][1])
     assert_same(last, whole[2][-1])
 
 
@@ -80,19 +80,19 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(whole):
 
 
 def test_training_ends_when_no_run_is_left(whole):
-    program, start, _ = whole
+    job, start, _ = whole
     params = jax.tree.map(lambda leaf: leaf * np.nan, start.state.params)
     broken = kept(dataclasses.replace(start, state=start.state.replace(params=params)))
-    (only,) = loop.training(program, broken)
+    (only,) = loop.training(job, broken)
     assert only.step == 4 and not only.active.any()
     assert len(only.epochs) == 1 and len(only.epochs_of(0)) == 1
 
 
 def test_an_overflow_in_the_very_last_update_counts_as_divergence(whole):
-    program, _, seen = whole
+    job, _, seen = whole
     params = jax.tree.map(lambda leaf: leaf * np.nan, seen[-1].state.params)
     broken = seen[-1].state.replace(params=params, average=None)
-    evaluations = loop.evaluate(program, broken)
+    evaluations = loop.evaluate(job, broken)
     last = dataclasses.replace(seen[-1], epochs=seen[-1].epochs[:1])
     progress = loop._after_epoch(last, evaluations)
     assert last.active.tolist() == [True, True, False]
@@ -102,8 +102,8 @@ def test_an_overflow_in_the_very_last_update_counts_as_divergence(whole):
 
 def test_each_replica_is_the_run_of_its_own_seed(whole):
     for number in range(2):
-        program, start = build({"seed": number})
-        *_, alone = loop.training(program, start)
+        job, start = build({"seed": number})
+        *_, alone = loop.training(job, start)
         together = whole[2][-1]
         np.testing.assert_array_equal(alone.partial.loss[0], together.partial.loss[number])
         for key in alone.epochs[-1].keys() - {"seconds"}:

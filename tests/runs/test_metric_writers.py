@@ -15,8 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from jax_mnist.config import ConfigError
-from jax_mnist.runs import history, metric_writers
-from jax_mnist.runs import run as run_lib
+from jax_mnist.runs import folder, history, metric_writers
 from jax_mnist.runs.loop import Progress
 from jax_mnist.runs.trainer import CheckpointPolicy, train, train_together
 from jax_mnist.training.step import StepMetrics
@@ -32,7 +31,7 @@ TAGS = {
 
 
 def make_run(workdir, **fields):
-    return run_lib.Run(workdir.name, tiny.config(epochs=4, tensorboard=True, **fields), workdir)
+    return folder.Run(workdir.name, tiny.config(epochs=4, tensorboard=True, **fields), workdir)
 
 
 def made_up(epochs, number=2):
@@ -84,7 +83,7 @@ def assert_shows(run, metrics):
 def test_a_run_that_crashed_repeats_and_loses_no_epoch(tmp_path):
     run = make_run(tmp_path / "run")
 
-    def crash(program, progress):
+    def crash(job, progress):
         if len(progress.epochs) == 3:
             raise RuntimeError
 
@@ -117,16 +116,16 @@ def test_a_run_that_crashed_repeats_and_loses_no_epoch(tmp_path):
 
 def test_runs_that_train_together_have_their_own_files_of_their_own_length(tmp_path):
     both = [make_run(tmp_path / name) for name in ("long", "short")]
-    program = SimpleNamespace(runs=both)
+    job = SimpleNamespace(runs=both)
     for run in both:
         run.workdir.mkdir()
     progress = made_up(4)
     progress.epochs[1]["train_loss"][1] = math.nan  # where the second run ends
     progress.epochs[1]["validation_loss"][1] = math.inf
-    metric_writers.begin(program, first(progress, 0))
+    metric_writers.begin(job, first(progress, 0))
     assert [lines(run) for run in both] == [[], []]
     for number in range(1, 5):
-        metric_writers.add(program, first(progress, number))
+        metric_writers.add(job, first(progress, number))
     assert_shows(both[0], {key: [e[key][0] for e in progress.epochs] for key in history.METRICS})
     losses = [line["train_loss"] for line in lines(both[1])]
     assert losses == [progress.epochs[0]["train_loss"][1], None]
@@ -134,32 +133,32 @@ def test_runs_that_train_together_have_their_own_files_of_their_own_length(tmp_p
     values = [t.tensor_proto.float_val[0] for t in events(both[1]).Tensors("loss/train")]
     assert len(values) == 2 and math.isnan(values[1])
     before = [(run.workdir / "metrics.jsonl").read_bytes() for run in both]
-    metric_writers.begin(program, progress)
+    metric_writers.begin(job, progress)
     assert [(run.workdir / "metrics.jsonl").read_bytes() for run in both] == before
     assert len(events(both[1]).Tensors("loss/train")) == 2
 
 
 def test_a_viewer_that_looks_on_sees_a_resumed_run_once(tmp_path):
-    program, progress = SimpleNamespace(runs=[make_run(tmp_path)]), made_up(4, 1)
-    metric_writers.begin(program, first(progress, 3))
+    job, progress = SimpleNamespace(runs=[make_run(tmp_path)]), made_up(4, 1)
+    metric_writers.begin(job, first(progress, 3))
     viewer = EventAccumulator(str(tmp_path)).Reload()
     assert [tensor.step for tensor in viewer.Tensors("loss/train")] == [1, 2, 3]
-    metric_writers.begin(program, first(progress, 2))
-    metric_writers.add(program, first(progress, 3))
-    metric_writers.add(program, progress)
+    metric_writers.begin(job, first(progress, 2))
+    metric_writers.add(job, first(progress, 3))
+    metric_writers.add(job, progress)
     steps = [tensor.step for tensor in viewer.Reload().Tensors("loss/train")]
     assert steps == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
 def test_a_full_disk_is_one_line(tmp_path, name):
-    program, progress = SimpleNamespace(runs=[make_run(tmp_path)]), made_up(1, 1)
-    metric_writers.begin(program, first(progress, 0))
+    job, progress = SimpleNamespace(runs=[make_run(tmp_path)]), made_up(1, 1)
+    metric_writers.begin(job, first(progress, 0))
     (path,) = tmp_path.glob(f"{name}*")
     path.unlink()
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"cannot be written: No space left on device$") as error:
-        metric_writers.add(program, progress)
+        metric_writers.add(job, progress)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -15,12 +15,12 @@ from jax_mnist import runs
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.inference import predict
-from jax_mnist.runs import trainer
+from jax_mnist.runs import study, trainer
+from jax_mnist.runs.folder import Run, group_by_program
 from jax_mnist.runs.history import HistoryError
-from jax_mnist.runs.run import Run, group_by_program
-from jax_mnist.runs.variables import load_variables
+from jax_mnist.runs.trained import load_variables
 from jax_mnist.training.augment import MNIST
-from jax_mnist.training.parts import Parts
+from jax_mnist.training.parts import Overrides
 
 
 class Linear(nn.Module):
@@ -71,12 +71,12 @@ def test_the_record_names_the_parts_and_is_of_the_network(own):
 def test_training_resumes_with_the_same_parts_only(own, tmp_path):
     workdir = tmp_path / "own"
 
-    def stop(program, progress):
+    def stop(job, progress):
         if progress.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(trainer.StoppedError):
-        trainer.train_together([Run("own", config(), workdir, Parts(**PARTS))], stop)
+        trainer.train_together([Run("own", config(), workdir, Overrides(**PARTS))], stop)
     for parts, message in (
         ({}, r"loss is 'double' there, None here, model is 'Linear\(\)' there, None here"),
         (PARTS | {"loss": optax.squared_error}, "loss is 'double' there, 'squared_error' here"),
@@ -92,10 +92,10 @@ def test_predicting_needs_the_network_that_was_trained(own):
     workdir, record = own
     for model in (None, Tiny("ghost", 8, None)):
         with pytest.raises(HistoryError, match=r"holds the network Linear\(\), not") as error:
-            predict.load(workdir, model)
+            predict.load_network(workdir, model)
         assert "\n" not in str(error.value)
     images = datasets.load("mnist", "test[:150]").images[..., 0]
-    found = predict.predict(predict.load(workdir, Linear()), images)
+    found = predict.predict(predict.load_network(workdir, Linear()), images)
     dense = load_variables(workdir)["params"]["Dense_0"]
     pixels = (Rounded(images.reshape(150, 784, 1)) / 255 - MNIST.mean) / MNIST.std
     logits = (pixels * dense["kernel"]).sum(1) + dense["bias"]
@@ -125,7 +125,7 @@ def test_batches_of_an_own_network_are_not_spread_over_devices(tmp_path):
 
 
 def test_runs_with_other_parts_are_other_programs(tmp_path):
-    parts = [Parts(), Parts(loss=double), Parts(loss=double), Parts(model=Linear())]
+    parts = [Overrides(), Overrides(loss=double), Overrides(loss=double), Overrides(model=Linear())]
     each = [Run(f"{i}", config(seed=i), tmp_path, own) for i, own in enumerate(parts)]
     assert [[run.name for run in group] for group in group_by_program(each)] == [
         ["0"], ["1", "2"], ["3"],
@@ -134,8 +134,65 @@ def test_runs_with_other_parts_are_other_programs(tmp_path):
 
 def test_names_have_no_address_and_no_line_breaks():
     model = nn.Sequential([nn.Dense(3), functools.partial(jax.nn.elu, alpha=0.5)])
-    names = Parts(model, functools.partial(double), lambda rate: optax.sgd(rate)).names()
+    names = Overrides(model, functools.partial(double), lambda rate: optax.sgd(rate)).names()
     assert names["model"].startswith("Sequential(layers=[Dense( # attributes features = 3")
     assert names["loss"] == "functools.partial(<function double>)"
     assert names["optimizer"].endswith("<lambda>")
     assert not any(" at 0x" in name or "\n" in name for name in names.values())
+
+
+OWN_FILE = """
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from jax_mnist.config import base
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+def get_config():
+    config = base()
+    config.update(epochs=1, batch_size=64, train_split="train[:640]", data_devices=1)
+    return config
+
+def get_parts():
+    return {
+        "model": Linear(),
+        "loss": lambda logits, labels: optax.l2_loss(logits[:, 0], labels / 9).mean(),
+        "optimizer": optax.adam,
+        "augment": lambda key, image: jnp.zeros_like(image),
+    }
+"""
+
+
+def test_a_study_trains_the_parts_of_a_config_file_in_its_worker_processes(tmp_path):
+    """Functions that are defined in the file, which no process can send to another one."""
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    variant = study.load_variant(tmp_path / "own.py")
+    first, second = study.train_all(study.paired_runs({"own": variant}, 2, tmp_path / "study"))
+    assert first["parameters"] == 7850 and first["config"]["optimizer"] == "adam"
+    parts = variant.overrides._asdict()
+    (alone,) = runs.train(variant.config, tmp_path / "alone", **parts)
+    losses = [record["metrics"]["train_loss"][0] for record in (first, second, alone)]
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-5)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("{'los': max}", "own.py: there is no part 'los': get_parts.. may return model, loss,"),
+        ("{'loss': 3}", "own.py: loss must be a function; got 3"),
+        ("[max]", "own.py: get_parts.. must return a dict; got a list"),
+        ("1 / 0", "own.py: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_is_wrong_with_the_parts_of_a_config_file_is_one_line(parts, message, tmp_path):
+    (tmp_path / "own.py").write_text(
+        f"from jax_mnist.config import base as get_config\ndef get_parts(): return {parts}\n"
+    )
+    with pytest.raises(ConfigError, match=message) as error:
+        study.load_variant(tmp_path / "own.py")
+    assert "\n" not in str(error.value)

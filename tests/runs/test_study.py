@@ -10,15 +10,14 @@ from tiny import config, without_times
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
-from jax_mnist.runs import history, study, trainer, workers
+from jax_mnist.runs import history, study, trainer
+from jax_mnist.runs.study import Variant
 
 
 def variants(**fields):
     # A rate so low that rounding does not grow.
-    return {
-        "bn": config(norm="batch", learning_rate=1e-4, **fields),
-        "l2": config(norm="batch", learning_rate=1e-4, l2=0.1, **fields),
-    }
+    common = {"norm": "batch", "learning_rate": 1e-4} | fields
+    return {"bn": Variant(config(**common)), "l2": Variant(config(l2=0.1, **common))}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_every_variant_is_trained_with_the_same_seeds(trained):
 
 def test_runs_that_share_a_program_train_together_off_the_cpu(trained, tmp_path):
     assert trained[2] == [["bn", "l2", "bn", "l2"]]
-    (alone,) = trainer.train(variants()["l2"], tmp_path / "l2")
+    (alone,) = trainer.train(variants()["l2"].config, tmp_path / "l2")
     assert_close(trained[1][1], alone)
 
 
@@ -89,7 +88,7 @@ def test_a_run_is_called_what_its_folder_says(trained):
 )
 def test_variants_that_cannot_be_compared_are_refused(field, value, tmp_path):
     differing = variants()
-    differing["l2"][field] = value
+    differing["l2"].config[field] = value
     with pytest.raises(ConfigError, match=f"config.{field} must be the same in all"):
         study.paired_runs(differing, 2, tmp_path)
 
@@ -109,17 +108,17 @@ def test_an_error_in_a_worker_is_the_studys(tmp_path):
 
 
 def test_there_is_a_worker_for_each_core_and_run():
-    cores = workers.cores(10_000)
-    assert len(workers.cores(1)) == 1 and len(set(cores)) == len(cores) >= 1
+    cores = study._cores(10_000)
+    assert len(study._cores(1)) == 1 and len(set(cores)) == len(cores) >= 1
 
 
 def test_a_grid_has_every_combination():
     grid = study.grid(
-        config_lib.base(), {"l2": ["0", "1e-4"], "nesterov": ["False"], "seed": ["3"]}
+        Variant(config_lib.base()), {"l2": ["0", "1e-4"], "nesterov": ["False"], "seed": ["3"]}
     )
     assert list(grid) == ["l2=0.0,nesterov=False,seed=3", "l2=0.0001,nesterov=False,seed=3"]
-    assert [c.l2 for c in grid.values()] == [0.0, 1e-4]
-    assert not any(c.nesterov for c in grid.values())
+    assert [variant.config.l2 for variant in grid.values()] == [0.0, 1e-4]
+    assert not any(variant.config.nesterov for variant in grid.values())
 
 
 @pytest.mark.parametrize(
@@ -133,17 +132,17 @@ def test_a_grid_has_every_combination():
 )
 def test_a_grid_of_nonsense_is_refused(field, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        study.grid(config_lib.base(), {field: [value]})
+        study.grid(Variant(config_lib.base()), {field: [value]})
 
 
 def test_a_value_that_cannot_be_trained_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.l2 must be at least 0"):
-        study.paired_runs(study.grid(config_lib.base(), {"l2": ["-1"]}), 1, tmp_path)
+        study.paired_runs(study.grid(Variant(config_lib.base()), {"l2": ["-1"]}), 1, tmp_path)
 
 
 def test_a_variant_without_a_name_for_a_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="must have 1 to 64 printable characters"):
-        study.paired_runs({"": config_lib.base()}, 1, tmp_path)
+        study.paired_runs({"": Variant(config_lib.base())}, 1, tmp_path)
 
 
 def test_replicas_of_a_studys_config_are_refused(tmp_path):

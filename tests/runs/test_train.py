@@ -14,17 +14,16 @@ from tiny import config, rounded_logits, without_times
 
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
-from jax_mnist.runs import history, loop
-from jax_mnist.runs import run as run_lib
-from jax_mnist.runs.run import Run
+from jax_mnist.runs import folder, history, loop
+from jax_mnist.runs.folder import Run
 from jax_mnist.runs.signals import StoppedError
+from jax_mnist.runs.trained import load_variables
 from jax_mnist.runs.trainer import CheckpointPolicy, groups_to_train, train, train_together
-from jax_mnist.runs.variables import load_variables
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
 
 
-def ignore(program, progress):
+def ignore(job, progress):
     """An observer that does nothing."""
 
 
@@ -33,8 +32,8 @@ class Cut(BaseException):
 
 
 def cut_after(epochs):
-    def observe(program, progress):
-        if progress.step == (epochs + 1) * program.steps_per_epoch:
+    def observe(job, progress):
+        if progress.step == (epochs + 1) * job.steps_per_epoch:
             raise Cut  # before this epoch's checkpoint
 
     return observe
@@ -166,7 +165,7 @@ def test_an_overflow_in_the_last_update_leaves_no_weights(tmp_path, capsys, monk
 
 def test_a_run_that_was_cut_off_resumes_even_if_a_field_is_new(run, tmp_path, capsys):
     workdir = tmp_path / "small"
-    (one,) = run_lib.replicas("small", config(), workdir)
+    (one,) = folder.replicas("small", config(), workdir)
     with pytest.raises(Cut):
         train_together([one], cut_after(1))
     known = json.loads((workdir / "config.json").read_text())
@@ -181,7 +180,7 @@ def test_a_run_that_was_cut_off_resumes_even_if_a_field_is_new(run, tmp_path, ca
 def test_more_and_fewer_seeds_of_runs_that_were_cut_off(run, tmp_path, capsys, before, after):
     workdir = tmp_path / "small"
     with pytest.raises(Cut):
-        train_together(run_lib.replicas("small", config(replicas=before), workdir), cut_after(1))
+        train_together(folder.replicas("small", config(replicas=before), workdir), cut_after(1))
     records = train(config(replicas=after), workdir)
     assert capsys.readouterr().err.count("resuming after epoch 1/2") == 1
     train(config(replicas=3), workdir)
@@ -202,9 +201,9 @@ def test_a_run_killed_between_its_last_writes_resumes_at_its_end(tmp_path, capsy
 
 def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 2})
-    (one,) = run_lib.replicas("small", config(), tmp_path / "small")
+    (one,) = folder.replicas("small", config(), tmp_path / "small")
 
-    def stop(program, progress):
+    def stop(job, progress):
         if progress.step == 6:
             signal.raise_signal(signal.SIGTERM)
 
@@ -218,7 +217,7 @@ def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch,
 
 
 def test_checkpoints_are_saved_as_often_as_asked(tmp_path):
-    (one,) = run_lib.replicas("small", config(epochs=5), tmp_path / "small")
+    (one,) = folder.replicas("small", config(epochs=5), tmp_path / "small")
     train_together([one], ignore, CheckpointPolicy(every=2, keep=3))
     steps = {int(path.stem) for path in (tmp_path / "small" / "checkpoints").iterdir()}
     assert steps == {8, 16}

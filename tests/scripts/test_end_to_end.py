@@ -58,7 +58,7 @@ def test_train_then_plot(tmp_path):
     for name in drawn:
         with Image.open(tmp_path / "runs" / "gbn" / name) as picture:
             picture.verify()
-    network = predict.load(tmp_path / "runs" / "gbn")
+    network = predict.load_network(tmp_path / "runs" / "gbn")
     test = datasets.load("mnist", "test[:100]")
     probabilities = predict.predict(network, test.images[..., 0])
     expected = record["predictions"]["probabilities"][:100]

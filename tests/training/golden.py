@@ -19,7 +19,7 @@ import numpy as np
 
 from jax_mnist import config as config_lib
 from jax_mnist.runs import compiler, loop
-from jax_mnist.runs.run import Run
+from jax_mnist.runs.folder import Run
 from jax_mnist.training.step import train_steps
 
 FILE = Path(__file__).with_suffix(".json")
@@ -50,9 +50,9 @@ def digest(recipe, steps):
     config = config_lib.base()
     config.update(RECIPES[recipe])
     config.update(train_split=f"train[:{STEPS * config.batch_size}]", epochs=1)
-    program, begin = loop.build([Run("", config, Path())])
+    job, begin = loop.build([Run("", config, Path())])
     order = np.arange(steps * config.batch_size, dtype=np.int32).reshape(1, steps, -1)
-    after = train_steps(program.recipe, program.hyper, begin.state, program.train, order)
+    after = train_steps(job.recipe, job.hyper, begin.state, job.train, order)
     sha = hashlib.sha256()
     for leaf in jax.tree.leaves(after):
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

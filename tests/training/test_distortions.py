@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from jax_mnist import config as config_lib
 from jax_mnist.training import augment, distortions
 
 KEYS = jax.random.split(jax.random.key(0), 3000)
@@ -52,12 +53,10 @@ def test_a_displacement_and_an_affine_map_are_one_interpolation():
 
 @pytest.mark.usefixtures("in_float64")
 def test_strength_zero_changes_nothing_and_another_does():
-    given = {"brightness": 0.2, "contrast": 0.2, "rotation": 10.0, "shift": 2.0}
-    args = KEYS[:4], LEVELS
-    usual = augmented(*args, augment.AugmentParams(**given), augment.MNIST, ())
+    given = config_lib.split(config_lib.base())[1] | {"rotation": 10.0, "shift": 2.0}
+    usual = augmented(KEYS[:4], LEVELS, given, augment.MNIST, ())
     for own in ({}, {"elastic": 3.0}, {"cutout": 3.0}):
-        params = augment.AugmentParams(**given, **own)
-        found = augmented(*args, params, augment.MNIST, ("elastic", "cutout"))
+        found = augmented(KEYS[:4], LEVELS, given | own, augment.MNIST, ("elastic", "cutout"))
         assert np.allclose(found, usual, rtol=1e-9, atol=1e-9) == (not own)
 
 

@@ -19,7 +19,7 @@ def lowered(replicas, norm="batch"):
     config = config_lib.base()
     config.norm = norm
     made = recipe.make_recipe(config, examples=256)
-    hyper = recipe.make_hyperparameters(config)
+    hyper = config_lib.split(config)[1]
     hypers = jax.tree.map(lambda _: ShapeDtypeStruct((replicas,), jnp.float32), hyper)
     seeds = ShapeDtypeStruct((replicas,), jnp.int32)
     state = jax.eval_shape(jax.vmap(lambda seed: init.__wrapped__(made, hyper, seed)), seeds)

@@ -103,42 +103,6 @@ def test_schedules_by_hand(name, expected):
         np.testing.assert_allclose(schedule(step, 0.2), value, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("cosine", {0: 0.2, 500: 0.11, 1000: 0.02}),
-        ("one_cycle", {0: 0.2 / 25, 150: 0.104, 300: 0.2, 650: 0.11, 1000: 0.02}),
-        ("constant", {0: 0.2, 1000: 0.2}),
-        ("step", {0: 0.2, 1000: 0.002}),
-    ],
-)
-@pytest.mark.usefixtures("in_float64")
-def test_a_final_rate_is_where_the_fall_of_a_schedule_ends(name, expected):
-    schedule = jax.jit(lambda step, final: optim.make_schedule(name, 0.2, 1000, final)(step))
-    for step, value in expected.items():
-        np.testing.assert_allclose(schedule(step, 0.1), value, rtol=1e-4)
-
-
-def test_muon_moves_kernels_by_orthogonal_matrices_and_decays_them_apart_from_the_gradient():
-    rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(3, 3, 4, 10)), "bias": np.ones(3)}
-    params = jax.tree.map(np.float32, params)
-    grads = jax.tree.map(lambda p: np.float32(rng.normal(size=p.shape)), params)
-
-    @jax.jit
-    def update(l2):
-        optimizer = optim.muon(0.1, 0.0, l2, momentum=0.9, nesterov=False)
-        return optimizer.update(grads, optimizer.init(params), params)[0]
-
-    plain, decayed = update(0.0), update(0.5)
-    left, _, right = np.linalg.svd(grads["kernel"].reshape(36, 10), full_matrices=False)
-    step = left.T @ np.asarray(plain["kernel"]).reshape(36, 10) @ right.T
-    np.testing.assert_allclose(step, -0.1 * np.eye(10), atol=0.04)  # as good as it approximates
-    expected = plain["kernel"] - 0.1 * 0.5 * params["kernel"]
-    np.testing.assert_allclose(decayed["kernel"], expected, atol=1e-6)
-    np.testing.assert_allclose(plain["bias"], -0.1 * np.sign(grads["bias"]), rtol=1e-3)  # Adam's
-
-
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="unknown schedule 'linear'"):
         optim.make_schedule("linear", 0.1, 10)

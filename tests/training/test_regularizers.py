@@ -13,14 +13,13 @@ import tiny
 from rounding import Rounded, assert_close, log_softmax
 from tiny import Tiny, config, wide
 
-from jax_mnist import runs
+from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import loop
-from jax_mnist.runs.run import Run
+from jax_mnist.runs.folder import Run
 from jax_mnist.training import losses, objective, recipe, regularizers
 from jax_mnist.training.mesh import make_mesh
-from jax_mnist.training.parts import Parts
-from jax_mnist.training.recipe import Hyperparameters, Recipe
+from jax_mnist.training.parts import Overrides
 from jax_mnist.training.state import init
 from jax_mnist.training.step import train_steps
 
@@ -67,17 +66,18 @@ def test_the_share_is_the_larger_part_of_a_beta_variable():
 def test_the_sharpest_point_nearby_lies_along_the_gradient():
     params = {"a": np.array([1.0, 2.0]), "b": np.array(3.0)}
     gradient = {"a": np.array([3.0, 0.0]), "b": np.array(4.0)}
-    moved = regularizers.sharpest_nearby(params, gradient, 0.5)
+    moved = regularizers.sam_perturbation(params, gradient, 0.5)
     chex.assert_trees_all_close(moved, {"a": np.array([1.3, 2.0]), "b": np.array(3.4)}, rtol=1e-6)
     still = jax.tree.map(np.zeros_like, params)
-    chex.assert_trees_all_equal(regularizers.sharpest_nearby(params, still, 0.5), params)
+    chex.assert_trees_all_equal(regularizers.sam_perturbation(params, still, 0.5), params)
 
 
-def made(*uses, **strengths):
-    """A recipe, its hyper-parameters and a state, in float64 where JAX may use it."""
+def made(**strengths):
+    """A recipe, its values and a state, in float64 where JAX may use it."""
     model = Tiny(norm="batch", ghost_batch_size=1, axis_name=None)
-    of_step = Recipe(model=model, schedule="constant", steps=4, uses=uses)
-    hyper = Hyperparameters(learning_rate=0.1, **strengths)
+    of_run = config(ema=0.0, **strengths)
+    of_step = recipe.make_recipe(of_run, 300, overrides=Overrides(model))
+    hyper = config_lib.split(of_run)[1]
     return of_step, hyper, wide(init(of_step, hyper, 0))
 
 
@@ -100,7 +100,7 @@ def plain(of_step, state, params, images=BATCH.images, labels=LABELS):
 
 @pytest.mark.usefixtures("in_float64")
 def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_nearby():
-    of_step, hyper, state = made("sam", sam=0.3)
+    of_step, hyper, state = made(sam=0.3)
     found = result(of_step, hyper, state, BATCH)
     value, first = plain(of_step, state, state.params)
     length = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(first)))
@@ -117,7 +117,7 @@ def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_n
 
 @pytest.mark.usefixtures("in_float64")
 def test_smoothed_labels_enter_the_gradient():
-    of_step, hyper, state = made("label_smoothing", label_smoothing=0.3)
+    of_step, hyper, state = made(label_smoothing=0.3)
     found = result(of_step, hyper, state, BATCH)
     np.testing.assert_allclose(
         found.loss, losses.smoothed_cross_entropy(found.logits, LABELS, 0.3), rtol=1e-9
@@ -130,7 +130,7 @@ def test_smoothed_labels_enter_the_gradient():
 
 @pytest.mark.usefixtures("in_float64")
 def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
-    of_step, hyper, state = made("mixup", mixup=0.5)
+    of_step, hyper, state = made(mixup=0.5)
     found = result(of_step, hyper, state, BATCH)
     key = jax.random.fold_in(jax.random.fold_in(state.key, 2), 0)
     images, share = regularizers.mixup(jax.random.split(key, 3)[2], BATCH.images, 0.5)
@@ -142,56 +142,25 @@ def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
     chex.assert_trees_all_close((found.loss, found.gradient), expected, rtol=1e-9)
 
 
-def test_distillation_compares_with_the_mean_probabilities_of_the_teachers():
-    teachers = np.float32(RNG.normal(0, 3, (2, 7, 10)))
-    probabilities = log_softmax(Rounded(teachers) / 4).exp().mean(0)
-    expected = -16 * (probabilities * log_softmax(Rounded(LOGITS) / 4)).sum(1).mean()
-    assert_close(losses.distilled_cross_entropy(LOGITS, teachers, 4.0), expected)
-
-
-@pytest.mark.usefixtures("in_float64")
-def test_teachers_see_the_images_and_their_part_has_its_weight():
-    of_step, hyper, state = made("distillation", distillation=0.3, temperature=2.0)
-    of_step = of_step._replace(teacher=of_step.model)
-    seeds = [wide(init(of_step, hyper, seed)) for seed in (1, 2)]
-    variables = [{"params": s.params, "batch_stats": s.batch_stats} for s in seeds]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
-    found = result(of_step, hyper, state, BATCH, stacked)
-    taught = np.stack([of_step.teacher.apply(v, BATCH.images, train=False) for v in variables])
-    soft = losses.distilled_cross_entropy(found.logits, taught, 2.0)
-    hard, _ = plain(of_step, state, state.params)
-    np.testing.assert_allclose(found.loss, 0.7 * hard + 0.3 * soft, rtol=1e-9)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A run that learnt next to nothing: all that counts is that it has weights."""
-    workdir = tmp_path_factory.mktemp("runs") / "teacher"
-    with tiny.network():
-        runs.train(config(epochs=1), workdir)
-    return str(workdir)
-
-
-def trained(teacher, **fields):
+def trained(**fields):
     """The losses of two epochs with every regulariser."""
     every = {"label_smoothing": 0.1, "dropout": 0.2, "mixup": 0.3, "sam": 0.05}
-    every |= {"elastic": 1.0, "cutout": 8.0, "final_rate": 0.1, "teacher": teacher}
-    every |= {"distillation": 0.5, "temperature": 2.0}
+    every |= {"elastic": 1.0, "cutout": 8.0}
     with tiny.network():
-        program, progress = loop.build([Run("all", config(**every | fields), None)])
-        *_, last = loop.training(program, progress)
+        job, progress = loop.build([Run("all", config(**every | fields), None)])
+        *_, last = loop.training(job, progress)
     return [epoch["train_loss"][0] for epoch in last.epochs]
 
 
-def test_all_together_do_not_depend_on_how_devices_share_a_batch(teacher):
-    np.testing.assert_allclose(trained(teacher, data_devices=2), trained(teacher), rtol=1e-4)
+def test_all_together_do_not_depend_on_how_devices_share_a_batch():
+    np.testing.assert_allclose(trained(data_devices=2), trained(), rtol=1e-4)
 
 
-def test_one_program_serves_all_strengths_above_zero(teacher):
-    before = trained(teacher)
+def test_one_program_serves_all_strengths_above_zero():
+    before = trained()
     compiled = train_steps._cache_size()
     strengths = {"label_smoothing": 0.2, "dropout": 0.1, "mixup": 1.0, "sam": 0.1, "elastic": 0.5}
-    others = trained(teacher, **strengths, cutout=4.0, distillation=0.2, temperature=5.0)
+    others = trained(**strengths, cutout=4.0)
     assert train_steps._cache_size() == compiled
     assert not np.allclose(before, others)
 
@@ -203,13 +172,13 @@ def test_pairs_are_not_split_over_devices():
 
 
 @pytest.mark.parametrize(
-    ("field", "parts"),
+    ("field", "overrides"),
     [
-        ("dropout", Parts(model=Tiny("batch", 1, None))),
-        ("label_smoothing", Parts(loss=losses.cross_entropy)),
+        ("dropout", Overrides(model=Tiny("batch", 1, None))),
+        ("label_smoothing", Overrides(loss=losses.cross_entropy)),
     ],
 )
-def test_what_an_own_part_cannot_do_is_refused(field, parts):
+def test_what_an_own_part_cannot_do_is_refused(field, overrides):
     with pytest.raises(ConfigError, match=rf"config\.{field} works only with") as error:
-        recipe.make_recipe(config(**{field: 0.1}), 300, parts=parts)
+        recipe.make_recipe(config(**{field: 0.1}), 300, overrides=overrides)
     assert "\n" not in str(error.value)

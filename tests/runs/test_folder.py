@@ -10,8 +10,8 @@ from tiny import config
 
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
-from jax_mnist.runs import run as run_lib
-from jax_mnist.runs.run import Run, exclusive
+from jax_mnist.runs import folder
+from jax_mnist.runs.folder import Run, exclusive
 
 
 def begin(runs):
@@ -20,15 +20,25 @@ def begin(runs):
             pass
 
 
+def test_a_field_that_is_gone_is_no_difference_at_its_old_default(tmp_path):
+    run = Run("old", config_lib.base(), tmp_path)
+    older = run.config.to_dict() | {"width": 1, "optimizer": "sgd", "teacher": ""}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert not folder.is_finished(run)
+    (tmp_path / "config.json").write_text(json.dumps(older | {"optimizer": "muon"}))
+    with pytest.raises(ConfigError, match="optimizer is 'muon' there, None here"):
+        folder.is_finished(run)
+
+
 def test_a_run_from_before_a_field_existed_has_its_default(tmp_path):
     run = Run("old", config_lib.base(), tmp_path)
     known = run.config.to_dict()
     del known["schedule"]
     (tmp_path / "config.json").write_text(json.dumps(known))
-    assert not run_lib.is_finished(run)
+    assert not folder.is_finished(run)
     run.config.schedule = "constant"
     with pytest.raises(ConfigError, match="schedule is 'one_cycle' there, 'constant' here"):
-        run_lib.is_finished(run)
+        folder.is_finished(run)
 
 
 def test_fields_without_effect_do_not_make_another_run(tmp_path):
@@ -40,14 +50,14 @@ def test_fields_without_effect_do_not_make_another_run(tmp_path):
 def test_a_damaged_config_file_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json is damaged: remove it"):
-        run_lib.is_finished(Run("x", config(), tmp_path))
+        folder.is_finished(Run("x", config(), tmp_path))
 
 
 def test_a_strange_value_in_a_folder_is_a_difference_like_any(tmp_path):
     known = config().to_dict() | {"seed": [0], "l2": {"x": 1}, "norm": "x" * 1000}
     (tmp_path / "config.json").write_text(json.dumps(known))
     with pytest.raises(ConfigError, match=r"seed is \[0\] there, 0 here") as error:
-        run_lib.is_finished(Run("x", config(), tmp_path))
+        folder.is_finished(Run("x", config(), tmp_path))
     assert len(str(error.value)) < 400
 
 
@@ -55,16 +65,16 @@ def test_a_strange_value_in_a_folder_is_a_difference_like_any(tmp_path):
     ("first", "second", "found"), [(1, 2, "a run of one seed"), (2, 1, "runs of several seeds")]
 )
 def test_one_seed_and_several_do_not_share_a_folder(tmp_path, first, second, found):
-    begin(run_lib.replicas("small", config(replicas=first), tmp_path))
+    begin(folder.replicas("small", config(replicas=first), tmp_path))
     with pytest.raises(ConfigError, match=f"holds {found}"):
-        run_lib.replicas("small", config(replicas=second), tmp_path)
-    begin(run_lib.replicas("small", config(replicas=first), tmp_path))
+        folder.replicas("small", config(replicas=second), tmp_path)
+    begin(folder.replicas("small", config(replicas=first), tmp_path))
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb"])
 def test_a_name_that_no_folder_can_have_is_refused(name):
     with pytest.raises(ConfigError, match="must have 1 to 64 printable characters and no slash"):
-        run_lib.check_name(name)
+        folder.check_name(name)
 
 
 def test_only_files_that_a_killed_run_left_half_written_are_removed(tmp_path):
@@ -103,7 +113,7 @@ with FileLock(sys.argv[1]):
 
 def test_a_run_that_another_process_began_meanwhile_is_not_written_over(tmp_path):
     first, second = (Run("x", config(l2=l2), tmp_path / "run") for l2 in (0.1, 0.2))
-    assert not run_lib.is_finished(second)
+    assert not folder.is_finished(second)
     begin([first])
     before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(ConfigError, match=r"l2 is 0\.1 there, 0\.2 here"):
@@ -119,7 +129,7 @@ def test_a_folder_moved_aside_while_it_was_taken_is_not_written_in(tmp_path, mon
         run.workdir.mkdir()
         return FileLock(path, timeout=timeout)
 
-    monkeypatch.setattr(run_lib, "FileLock", move_then_lock)
+    monkeypatch.setattr(folder, "FileLock", move_then_lock)
     with pytest.raises(ConfigError, match="in use"):
         begin([run])
     assert not list(tmp_path.rglob("*.json"))
@@ -128,33 +138,33 @@ def test_a_folder_moved_aside_while_it_was_taken_is_not_written_in(tmp_path, mon
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path, replicas):
     workdir = tmp_path / "small"
-    runs = run_lib.replicas("small", config(replicas=replicas), workdir)
+    runs = folder.replicas("small", config(replicas=replicas), workdir)
     begin(runs)
     with exclusive(runs[-1]), pytest.raises(ConfigError, match="is in use: another process"):
-        run_lib.move_aside(workdir)
+        folder.move_aside(workdir)
     assert workdir.exists()
-    assert run_lib.move_aside(workdir) == tmp_path / "small.old-1"
+    assert folder.move_aside(workdir) == tmp_path / "small.old-1"
     begin(runs)
-    assert run_lib.move_aside(workdir) == tmp_path / "small.old-2"
+    assert folder.move_aside(workdir) == tmp_path / "small.old-2"
 
 
 def test_only_a_run_is_moved_aside(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("")
     with pytest.raises(ConfigError, match="thesis holds no run, so it is not moved"):
-        run_lib.move_aside(tmp_path / "thesis")
+        folder.move_aside(tmp_path / "thesis")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
-    assert run_lib.move_aside(tmp_path / "none") is None
+    assert folder.move_aside(tmp_path / "none") is None
 
 
 def test_seeds_that_were_moved_aside_are_no_replicas(tmp_path):
-    begin(run_lib.replicas("small", config(replicas=2), tmp_path))
+    begin(folder.replicas("small", config(replicas=2), tmp_path))
     (tmp_path / "seed-0").rename(tmp_path / "seed-0.old-1")
-    assert run_lib.seed_folders(tmp_path, "config.json") == [tmp_path / "seed-1"]
+    assert folder.seed_folders(tmp_path, "config.json") == [tmp_path / "seed-1"]
 
 
 def test_runs_of_one_program_are_grouped(tmp_path):
     fields = [{}, {"seed": 1, "l2": 0.1}, {"ema": 0.0}, {"seed": 2, "rotation": 0.0}, {"epochs": 3}]
     runs = [Run(f"{i}", config(**f), tmp_path / f"{i}") for i, f in enumerate(fields)]
-    groups = run_lib.group_by_program(runs)
+    groups = folder.group_by_program(runs)
     assert [[run.name for run in group] for group in groups] == [["0", "1", "3"], ["2"], ["4"]]

@@ -16,7 +16,7 @@ from jax_mnist import config as config_lib
 from jax_mnist import files
 from jax_mnist.config import NO_EFFECT, ConfigError
 from jax_mnist.runs import history
-from jax_mnist.training.parts import AS_CONFIGURED, Parts
+from jax_mnist.training.parts import AS_CONFIGURED, Overrides
 
 CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
 HISTORY = "history.pkl"  # written last: a run with a history is finished
@@ -34,21 +34,24 @@ class Run(NamedTuple):
       name: Its name in legends and reports.
       config: The config of this seed; see `config.base`.
       workdir: The folder of its files, which is created if it does not exist.
-      parts: What replaces parts that the config describes.
+      overrides: What replaces parts that the config describes.
+      file: The config file that the overrides come from, if they do. Another process loads them
+        from there, as functions that are defined in it cannot be sent.
     """
 
     name: str
     config: ConfigDict
     workdir: Path
-    parts: Parts = AS_CONFIGURED
+    overrides: Overrides = AS_CONFIGURED
+    file: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         """What defines the run: the config's fields, and the names of parts that replace others."""
-        return self.config.to_dict() | self.parts.names()
+        return self.config.to_dict() | self.overrides.names()
 
 
 def replicas(
-    name: str, config: ConfigDict, workdir: Path, parts: Parts = AS_CONFIGURED
+    name: str, config: ConfigDict, workdir: Path, overrides: Overrides = AS_CONFIGURED
 ) -> list[Run]:
     """The runs of a config: in `workdir`, or in `workdir/seed-N` if there are several seeds.
 
@@ -57,21 +60,21 @@ def replicas(
     """
     inner = seed_folders(workdir, CONFIG, HISTORY)
     own = (workdir / CONFIG).exists() or (workdir / HISTORY).exists()
-    found = ""
+    other = ""
     if config.replicas > 1 and own:
-        found = "a run of one seed"
+        other = "a run of one seed"
     elif config.replicas == 1 and inner:
-        found = f"runs of several seeds, such as {inner[0].name}"
-    if found:
+        other = f"runs of several seeds, such as {inner[0].name}"
+    if other:
         raise ConfigError(
-            f"{workdir} holds {found}, but config.replicas is {config.replicas}: {_ELSEWHERE}"
+            f"{workdir} holds {other}, but config.replicas is {config.replicas}: {_ELSEWHERE}"
         )
     runs = []
     for seed in range(config.seed, config.seed + config.replicas):
         one = config.copy_and_resolve_references()
         one.update(seed=seed, replicas=1)
         folder = workdir / f"seed-{seed}" if config.replicas > 1 else workdir
-        runs.append(Run(name, one, folder, parts))
+        runs.append(Run(name, one, folder, overrides))
     return runs
 
 
@@ -105,42 +108,47 @@ def is_finished(run: Run) -> bool:
       ConfigError: The folder holds another run, finished or not.
       HistoryError: The history cannot be read.
     """
-    finished, begun = run.workdir / HISTORY, run.workdir / CONFIG
-    wanted = run.settings()
-    if finished.exists():
-        found = history.load(finished)["config"]
-    else:
-        try:
-            found = json.loads(begun.read_bytes()) if begun.exists() else wanted
-            if not isinstance(found, dict):
-                raise ValueError
-        except (ValueError, RecursionError):
-            raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
-    found = config_lib.with_defaults(found)
+    finished = (run.workdir / HISTORY).exists()
+    there = config_lib.with_defaults(_settings_in(run.workdir) or run.settings())
+    here = run.settings()
     differences = ", ".join(
-        f"{key} is {found.get(key)!r:.64} there, {wanted.get(key)!r:.64} here"
-        for key in sorted(found.keys() | wanted.keys())
-        if key not in NO_EFFECT and not _equal(found.get(key), wanted.get(key))
+        f"{key} is {there.get(key)!r:.64} there, {here.get(key)!r:.64} here"
+        for key in sorted(there.keys() | here.keys())
+        if key not in NO_EFFECT and not _equal(there.get(key), here.get(key))
     )
     if differences:
         raise ConfigError(f"{run.workdir} holds another run ({differences}): {_ELSEWHERE}")
-    return finished.exists()
+    return finished
 
 
-def _equal(found: Any, wanted: Any) -> bool:
-    return type(found) is type(wanted) and bool(found == wanted)
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run that a folder holds, finished or not; None if it holds none."""
+    if (folder / HISTORY).exists():
+        settings: dict[str, Any] = history.load(folder / HISTORY)["config"]
+        return settings
+    begun = folder / CONFIG
+    if not begun.exists():
+        return None
+    try:
+        settings = json.loads(begun.read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
+    return settings
+
+
+def _equal(there: Any, here: Any) -> bool:
+    return type(there) is type(here) and bool(there == here)
 
 
 def group_by_program(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups runs that one compiled program can train as its replicas."""
-    groups: list[tuple[tuple[dict[str, Any], Parts], list[Run]]] = []
+    groups: dict[Any, list[Run]] = {}
     for run in runs:
-        fields = config_lib.program_fields(run.config), run.parts
-        group = next((group for known, group in groups if known == fields), None)
-        if group is None:
-            groups.append((fields, group := []))
-        group.append(run)
-    return [group for _, group in groups]
+        shared, _ = config_lib.split(run.config)
+        groups.setdefault((shared, run.overrides), []).append(run)
+    return [*groups.values()]
 
 
 @contextlib.contextmanager
