@@ -5,6 +5,7 @@ compiled for, and `table()` documents the fields. To add a field, add a row to `
 value.
 """
 
+import functools
 import importlib.util
 import math
 import runpy
@@ -68,123 +69,73 @@ class Field(NamedTuple):
     optional: bool = False
 
 
+_shared = Field
+_traced = functools.partial(Field, per_replica=True)
+_optional = functools.partial(Field, per_replica=True, optional=True)
+_technical = functools.partial(Field, affects_results=False)
 _STRENGTH = Range(0, 1e38)  # roughly the largest float32
 _FRACTION = Range(0, 1, closed=False)
+_LARGE = Range(1, 1_000_000)
 
+# fmt: off
 FIELDS = (
-    Field("seed", 0, "Seed of everything random.", Range(0, 2**31, closed=False), per_replica=True),
-    Field("replicas", 1, "How many seeds to train: `seed`, `seed + 1`, …", Range(1, 10_000)),
-    Field(
-        "replica_devices",
-        0,
-        "Devices to spread the replicas over; 0 in both this and the next: chosen automatically.",
-        Range(0, 1_000_000),
-        affects_results=False,
-    ),
-    Field(
-        "data_devices",
-        0,
-        "Devices to spread each batch over.",
-        Range(0, 1_000_000),
-        affects_results=False,
-    ),
-    Field("dataset", "mnist", "A known data set, or a folder of pictures or of IDX files."),
-    Field("train_split", "train", "What to train on, in TFDS's words, such as `train[:50000]`."),
-    Field("validation_split", "test", "What to evaluate on after every epoch, likewise."),
-    Field("data_dir", "", "The TFDS data folder; empty for TFDS's default."),
-    Field("source_dir", "", "A folder with the data set's original files; empty to find them."),
-    Field("epochs", 15, "Length of the training.", Range(1, 100_000), "epochs"),
-    Field("batch_size", 128, "Size of a batch.", Range(1, 1_000_000), "examples"),
-    Field("norm", "batch", "Batch normalisation or ghost batch normalisation.", ("batch", "ghost")),
-    Field("norm_momentum", 0.9, "Decay of the running statistics per update.", _FRACTION),
-    Field("ghost_batch_size", 32, "Size of a ghost batch.", Range(1, 1_000_000), "examples"),
-    Field(
-        "stats_update",
-        "mean",
-        "How ghost batches update the running statistics; see `GhostBatchNorm`.",
-        ("mean", "pooled", "sequential"),
-    ),
-    Field("schedule", "one_cycle", "The learning-rate schedule.", SCHEDULES),
-    Field("learning_rate", 0.2, "The schedule's peak.", _STRENGTH, per_replica=True),
-    Field("momentum", 0.9, "Momentum of the optimiser.", _FRACTION, per_replica=True),
-    Field("nesterov", True, "Whether momentum is Nesterov's."),
-    Field(
-        "l1", 0.0, "L1 penalty: adds `l1 * sum abs(w)` to the loss.", _STRENGTH, per_replica=True
-    ),
-    Field("l2", 0.0, "L2 penalty: adds `l2/2 * sum w^2`.", _STRENGTH, per_replica=True),
-    Field(
-        "ema",
-        0.0,
-        "Decay per step of a moving average of the weights, which is then evaluated; 0 for none.",
-        _FRACTION,
-        per_replica=True,
-        optional=True,
-    ),
-    Field(
-        "label_smoothing",
-        0.0,
-        "Share of each label's probability that is spread over all classes.",
-        _FRACTION,
-        per_replica=True,
-        optional=True,
-    ),
-    Field(
-        "dropout",
-        0.0,
-        "Probability of dropping a channel before the last layer.",
-        _FRACTION,
-        per_replica=True,
-        optional=True,
-    ),
-    Field(
-        "mixup",
-        0.0,
-        "Mixes pairs of images with a share from Beta(mixup, mixup).",
-        Range(0, 1000),
-        per_replica=True,
-        optional=True,
-    ),
-    Field(
-        "sam",
-        0.0,
-        "Sharpness-aware minimisation: the distance at which the gradient is taken.",
-        _STRENGTH,
-        per_replica=True,
-        optional=True,
-    ),
-    Field("brightness", 0.1, "Brightness factors are 1 ± this.", _STRENGTH, per_replica=True),
-    Field("contrast", 0.1, "Contrast factors are 1 ± this.", _STRENGTH, per_replica=True),
-    Field("rotation", 7.0, "Largest rotation.", Range(0, 180), "degrees", per_replica=True),
-    Field("shift", 0.0, "Largest shift along each axis.", Range(0, 28), "pixels", per_replica=True),
-    Field("scale", 0.0, "Scale factors are 1 ± this.", _FRACTION, per_replica=True),
-    Field(
-        "shear",
-        0.0,
-        "Largest shear along the x axis.",
-        Range(0, 90, closed=False),
-        "degrees",
-        per_replica=True,
-    ),
-    Field(
-        "elastic",
-        0.0,
-        "Standard deviation of smooth random displacements of the pixels.",
-        Range(0, 28),
-        "pixels",
-        per_replica=True,
-        optional=True,
-    ),
-    Field(
-        "cutout",
-        0.0,
-        "Side of a square that is blanked out in each image.",
-        Range(0, 28),
-        "pixels",
-        per_replica=True,
-        optional=True,
-    ),
-    Field("tensorboard", False, "Whether to write TensorBoard's file too.", affects_results=False),
+    # What is trained, on what.
+    _traced("seed", 0, "Seed of everything random.", Range(0, 2**31, closed=False)),
+    _shared("replicas", 1, "How many seeds to train: `seed`, `seed + 1`, …", Range(1, 10_000)),
+    _technical("replica_devices", 0, "Devices to spread the replicas over; 0 in both this and the "
+               "next: chosen automatically.", Range(0, 1_000_000)),
+    _technical("data_devices", 0, "Devices to spread each batch over.", Range(0, 1_000_000)),
+    _shared("dataset", "mnist", "A known data set, or a folder of pictures or of IDX files."),
+    _shared("train_split", "train", "What to train on, in TFDS's words, such as `train[:50000]`."),
+    _shared("validation_split", "test", "What to evaluate on after every epoch, likewise."),
+    _shared("data_dir", "", "The TFDS data folder; empty for TFDS's default."),
+    _shared("source_dir", "", "A folder with the data set's original files; empty to find them."),
+    _shared("epochs", 15, "Length of the training.", Range(1, 100_000), "epochs"),
+    _shared("batch_size", 128, "Size of a batch.", _LARGE, "examples"),
+
+    # The network.
+    _shared("norm", "batch", "Batch normalisation or ghost batch normalisation.",
+            ("batch", "ghost")),
+    _shared("norm_momentum", 0.9, "Decay of the running statistics per update.", _FRACTION),
+    _shared("ghost_batch_size", 32, "Size of a ghost batch.", _LARGE, "examples"),
+    _shared("stats_update", "mean", "How ghost batches update the running statistics; see "
+            "`GhostBatchNorm`.", ("mean", "pooled", "sequential")),
+
+    # The optimiser.
+    _shared("schedule", "one_cycle", "The learning-rate schedule.", SCHEDULES),
+    _traced("learning_rate", 0.2, "The schedule's peak.", _STRENGTH),
+    _traced("momentum", 0.9, "Momentum of the optimiser.", _FRACTION),
+    _shared("nesterov", True, "Whether momentum is Nesterov's."),
+
+    # Regularisers.
+    _traced("l1", 0.0, "L1 penalty: adds `l1 * sum abs(w)` to the loss.", _STRENGTH),
+    _traced("l2", 0.0, "L2 penalty: adds `l2/2 * sum w^2`.", _STRENGTH),
+    _optional("ema", 0.0, "Decay per step of a moving average of the weights, which is then "
+              "evaluated; 0 for none.", _FRACTION),
+    _optional("label_smoothing", 0.0, "Share of each label's probability that is spread over all "
+              "classes.", _FRACTION),
+    _optional("dropout", 0.0, "Probability of dropping a channel before the last layer.",
+              _FRACTION),
+    _optional("mixup", 0.0, "Mixes pairs of images with a share from Beta(mixup, mixup).",
+              Range(0, 1000)),
+    _optional("sam", 0.0, "Sharpness-aware minimisation: the distance at which the gradient is "
+              "taken.", _STRENGTH),
+
+    # Augmentation.
+    _traced("brightness", 0.1, "Brightness factors are 1 ± this.", _STRENGTH),
+    _traced("contrast", 0.1, "Contrast factors are 1 ± this.", _STRENGTH),
+    _traced("rotation", 7.0, "Largest rotation.", Range(0, 180), "degrees"),
+    _traced("shift", 0.0, "Largest shift along each axis.", Range(0, 28), "pixels"),
+    _traced("scale", 0.0, "Scale factors are 1 ± this.", _FRACTION),
+    _traced("shear", 0.0, "Largest shear along the x axis.", Range(0, 90, closed=False), "degrees"),
+    _optional("elastic", 0.0, "Standard deviation of smooth random displacements of the pixels.",
+              Range(0, 28), "pixels"),
+    _optional("cutout", 0.0, "Side of a square that is blanked out in each image.", Range(0, 28),
+              "pixels"),
+
+    _technical("tensorboard", False, "Whether to write TensorBoard's file too."),
 )
+# fmt: on
 
 # Fields of earlier versions, with the values that left training as it is now.
 _REMOVED = {
