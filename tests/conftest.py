@@ -7,11 +7,13 @@ import browser as browser_lib
 import chex
 import jax
 import pytest
+import tiny
 
 chex.set_n_cpu_devices(8)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 def pytest_addoption(parser):
@@ -28,10 +30,8 @@ def _let_programs_go():
 
 @pytest.fixture
 def quickly_compiled():
-    """Compiles without most of XLA's optimisations: for tests that run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with tiny.compiled_quickly():
+        yield
 
 
 @pytest.fixture

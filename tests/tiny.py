@@ -62,11 +62,19 @@ def network(quickly_compiled=True):
             "make_model",
             lambda config, axis_name=None: Tiny(config.norm, config.ghost_batch_size, axis_name),
         )
-        jax.config.update("jax_disable_most_optimizations", quickly_compiled)
-        try:
+        with compiled_quickly(quickly_compiled):
             yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+
+
+@contextlib.contextmanager
+def compiled_quickly(quickly=True):
+    """Compiles without most of XLA's optimisations: for what runs little."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def config(**fields):

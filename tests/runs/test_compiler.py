@@ -11,48 +11,38 @@ from jax_mnist.config import ConfigError
 from jax_mnist.nn import library
 from jax_mnist.runs import compiler
 
+COMPILE = """
+import os, jax
+from jax_mnist.runs import compiler
+compiler.configure()
+jax.jit(lambda x: x + 1)(1.0)
+print(os.environ["XLA_FLAGS"].strip())
+"""
+ONE_CORE = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
 
-def run(code, **environment):
+
+def compiled(code=COMPILE, **environment):
+    """Compiles a program in a process of its own; returns the flags that XLA got."""
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    return result.stdout
-
-
-COMPILE = """
-import jax, jax.numpy as jnp
-from jax_mnist.runs import compiler
-compiler.configure()
-def f(x):
-    for _ in range(60):
-        x = jnp.sin(x) @ x
-    return x
-print(jax.jit(f)(jnp.ones((4, 4)))[0, 0])
-"""
-
-
-def test_programs_are_kept_in_the_users_cache_folder(tmp_path):
-    run(COMPILE, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    (folder,) = (tmp_path / "cache" / "jax_mnist").glob("*-cores")
-    assert any(folder.iterdir())
-    run(COMPILE, XDG_CACHE_HOME=str(tmp_path / "other"), JAX_COMPILATION_CACHE_DIR=str(tmp_path))
-    assert not [*(tmp_path / "other").rglob("*-cores")]
+    return result.stdout.strip()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a choice of cores")
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs two cores")
-def test_what_was_compiled_for_one_core_is_not_used_on_more(tmp_path):
-    run(COMPILE, XDG_CACHE_HOME=str(tmp_path))
-    one_core = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
-    run(one_core + COMPILE, XDG_CACHE_HOME=str(tmp_path))
-    assert len([*(tmp_path / "jax_mnist").glob("*-cores")]) == 2
+def test_programs_are_kept_in_the_users_cache_folder_for_each_number_of_cores(tmp_path):
+    flags = compiled(XDG_CACHE_HOME=str(tmp_path), XLA_FLAGS="")
+    assert flags == "--xla_cpu_max_isa=AVX2"  # the same code for every processor
+    compiled(ONE_CORE + COMPILE, XDG_CACHE_HOME=str(tmp_path), XLA_FLAGS="")
+    folders = [*(tmp_path / "jax_mnist").glob("*-cores")]
+    assert len(folders) == 2 and all(any(folder.iterdir()) for folder in folders)
 
 
-def test_xla_is_told_to_make_the_same_code_for_every_processor():
-    code = "import os; from jax_mnist.runs import compiler; {}; print(os.environ['XLA_FLAGS'])"
-    assert "max_isa=AVX2" in run(code.format("compiler.configure()"), XLA_FLAGS="")
-    chosen = "--xla_cpu_max_isa=AVX"
-    assert run(code.format("compiler.configure()"), XLA_FLAGS=chosen).strip() == chosen
+def test_the_users_own_cache_and_flags_are_left_alone(tmp_path):
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"), "XLA_FLAGS": "--xla_cpu_max_isa=AVX"}
+    assert compiled(XDG_CACHE_HOME=str(tmp_path), **own) == own["XLA_FLAGS"]
+    assert any((tmp_path / "own").iterdir()) and not [*tmp_path.rglob("*-cores")]
 
 
 def test_where_jax_runs_already_a_warning_says_that_digits_may_differ(monkeypatch):

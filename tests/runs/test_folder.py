@@ -12,6 +12,7 @@ from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import folder
 from jax_mnist.runs.folder import Run, exclusive
+from jax_mnist.training.parts import Overrides
 
 
 def begin(runs):
@@ -20,24 +21,17 @@ def begin(runs):
             pass
 
 
-def test_a_field_that_is_gone_is_no_difference_at_its_old_default(tmp_path):
+def test_a_folder_of_an_older_version_is_the_same_run_if_nothing_else_changed(tmp_path):
     run = Run("old", config_lib.base(), tmp_path)
-    older = run.config.to_dict() | {"width": 1, "optimizer": "sgd", "teacher": ""}
+    older = run.config.to_dict() | {"width": 1, "optimizer": "sgd", "teacher": ""}  # gone since
+    del older["schedule"]  # as if it were new
     (tmp_path / "config.json").write_text(json.dumps(older))
-    assert not folder.is_finished(run)
-    (tmp_path / "config.json").write_text(json.dumps(older | {"optimizer": "muon"}))
-    with pytest.raises(ConfigError, match="optimizer is 'muon' there, None here"):
-        folder.is_finished(run)
-
-
-def test_a_run_from_before_a_field_existed_has_its_default(tmp_path):
-    run = Run("old", config_lib.base(), tmp_path)
-    known = run.config.to_dict()
-    del known["schedule"]
-    (tmp_path / "config.json").write_text(json.dumps(known))
     assert not folder.is_finished(run)
     run.config.schedule = "constant"
     with pytest.raises(ConfigError, match="schedule is 'one_cycle' there, 'constant' here"):
+        folder.is_finished(run)
+    (tmp_path / "config.json").write_text(json.dumps(older | {"optimizer": "muon"}))
+    with pytest.raises(ConfigError, match="optimizer is 'muon' there, None here"):
         folder.is_finished(run)
 
 
@@ -46,7 +40,7 @@ def test_fields_without_effect_do_not_make_another_run(tmp_path):
     begin([Run("x", config(data_devices=2, tensorboard=True), tmp_path)])
 
 
-@pytest.mark.parametrize("text", ["null", "[]", "3", '"x"', "{", "[" * 100_000])
+@pytest.mark.parametrize("text", ["null", "{", "[" * 100_000])
 def test_a_damaged_config_file_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json is damaged: remove it"):
@@ -97,11 +91,8 @@ with FileLock(sys.argv[1]):
     input()
 """
     run = Run("run", config(), tmp_path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / ".lock"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, "-c", code, tmp_path / ".lock"]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with holder:
         holder.stdout.readline()
         with pytest.raises(ConfigError, match="in use: another process trains there"):
@@ -135,14 +126,12 @@ def test_a_folder_moved_aside_while_it_was_taken_is_not_written_in(tmp_path, mon
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path, replicas):
+def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path):
     workdir = tmp_path / "small"
-    runs = folder.replicas("small", config(replicas=replicas), workdir)
+    runs = folder.replicas("small", config(replicas=2), workdir)
     begin(runs)
     with exclusive(runs[-1]), pytest.raises(ConfigError, match="is in use: another process"):
         folder.move_aside(workdir)
-    assert workdir.exists()
     assert folder.move_aside(workdir) == tmp_path / "small.old-1"
     begin(runs)
     assert folder.move_aside(workdir) == tmp_path / "small.old-2"
@@ -165,6 +154,9 @@ def test_seeds_that_were_moved_aside_are_no_replicas(tmp_path):
 
 def test_runs_of_one_program_are_grouped(tmp_path):
     fields = [{}, {"seed": 1, "l2": 0.1}, {"ema": 0.0}, {"seed": 2, "rotation": 0.0}, {"epochs": 3}]
-    runs = [Run(f"{i}", config(**f), tmp_path / f"{i}") for i, f in enumerate(fields)]
+    runs = [Run(f"{i}", config(**f), tmp_path) for i, f in enumerate(fields)]
+    runs += [run._replace(overrides=Overrides(loss=max)) for run in runs[:2]]
     groups = folder.group_by_program(runs)
-    assert [[run.name for run in group] for group in groups] == [["0", "1", "3"], ["2"], ["4"]]
+    assert [[run.name for run in group] for group in groups] == [
+        ["0", "1", "3"], ["2"], ["4"], ["0", "1"],
+    ]  # fmt: skip
