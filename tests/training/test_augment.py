@@ -1,6 +1,5 @@
 """The augmentations against SciPy, Pillow and hand-computed cases."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +22,6 @@ def picture(height=28, width=28, seed=0):
     return smooth.astype(np.float32)[:, :, None]
 
 
-OFF = dict.fromkeys(("brightness", "contrast", "rotation", "shift", "scale", "shear"), 0.0)
-
 affine = jax.jit(augment.affine)
 random_affines = jax.jit(jax.vmap(augment.random_affine, in_axes=(0, *[None] * 5)))
 
@@ -40,29 +37,18 @@ def test_constants_are_mean_and_deviation_in_float64():
     assert augment.normalization_of(mnist) == augment.MNIST == (0.1307, 0.3081)
 
 
-def test_normalize_by_hand():
-    np.testing.assert_allclose(
-        augment.normalize(np.array([0.0, 0.1307, 1.0])), [-0.42421, 0, 2.82149], atol=1e-5
-    )
+def test_brightness_and_contrast_by_hand():
+    image = np.array([[[0.0], [0.4], [0.8]]], np.float32)
+    brighter = augment.adjust_brightness(image, 1.5)
+    np.testing.assert_allclose(brighter[0, :, 0], [0, 0.6, 1.0], rtol=1e-6)
+    image = np.array([[[0.0], [0.1], [0.8]]], np.float32)  # mean 0.3
+    stronger = augment.adjust_contrast(image, 1.5)
+    np.testing.assert_allclose(stronger[0, :, 0], [0, 0, 1], atol=1e-6)
+    weaker = augment.adjust_contrast(image, 0.5)
+    np.testing.assert_allclose(weaker[0, :, 0], [0.15, 0.2, 0.55], rtol=1e-6)
 
 
-class JitterTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_brightness_by_hand(self):
-        image = np.array([[[0.0], [0.4], [0.8]]], np.float32)
-        brighter = self.variant(augment.adjust_brightness)(image, 1.5)
-        np.testing.assert_allclose(brighter[0, :, 0], [0, 0.6, 1.0], rtol=1e-6)
-
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_contrast_by_hand(self):
-        image = np.array([[[0.0], [0.1], [0.8]]], np.float32)  # mean 0.3
-        stronger = self.variant(augment.adjust_contrast)(image, 1.5)
-        np.testing.assert_allclose(stronger[0, :, 0], [0, 0, 1], atol=1e-6)
-        weaker = self.variant(augment.adjust_contrast)(image, 0.5)
-        np.testing.assert_allclose(weaker[0, :, 0], [0.15, 0.2, 0.55], rtol=1e-6)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.3, 2.5])
+@pytest.mark.parametrize("factor", [0.0, 0.4, 2.5])
 @pytest.mark.parametrize(
     ("ours", "pillows"),
     [
@@ -84,10 +70,9 @@ def test_color_jitter_takes_both_orders_and_stays_in_range():
     jitter = jax.jit(jax.vmap(augment.color_jitter, in_axes=(0, None, None, None)))
     out = np.asarray(jitter(keys, image, 0.5, 0.5))
     assert out.min() >= 0 and out.max() <= 1
-    black = out[:, 0, 0, 0]
     first_brightness = 0
-    for key, level in zip(keys, black, strict=True):
-        b, c = (0.5 + u for u in np.asarray(jax.random.uniform(key, (3,)))[:2])
+    factors = 0.5 + np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys))
+    for (b, c, _), level in zip(factors, out[:, 0, 0, 0], strict=True):
         bright = np.clip(image * b, 0, 1)
         expected = np.clip(c * bright + (1 - c) * bright.mean(), 0, 1)
         other = np.clip(np.clip(c * image + (1 - c) * image.mean(), 0, 1) * b, 0, 1)
@@ -147,16 +132,6 @@ def test_quarter_turn_shift_and_no_change_by_hand():
     np.testing.assert_allclose(affine(image, shift=(2.0, -1.0)), moved, atol=1e-6)
 
 
-@pytest.mark.parametrize("degrees", [-30.0, 7.0, 45.0])
-def test_rotation_is_pillows_inside(degrees):
-    image = picture()
-    pillow = Image.fromarray(image[:, :, 0]).rotate(-degrees, Image.Resampling.BILINEAR)
-    y, x = np.mgrid[:28, :28] - 13.5
-    inside = np.hypot(y, x) < 12  # at the border Pillow does not interpolate with zero
-    got = np.asarray(affine(image, degrees))[:, :, 0]
-    np.testing.assert_allclose(got[inside], np.asarray(pillow)[inside], atol=1e-4)
-
-
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
@@ -183,7 +158,8 @@ def test_random_affine_draws_within_its_range(seed, which):
     assert drawn.max() > limit * 0.7 and drawn.min() < -limit * 0.7  # 64 draws of a uniform
 
 
-def test_without_params_augment_only_normalises():
+def test_without_strengths_augmentation_only_normalises():
+    off = dict.fromkeys(("brightness", "contrast", "rotation", "shift", "scale", "shear"), 0.0)
     image = (picture() * 255).astype(np.uint8)
-    out = augment.augment(jax.random.key(0), image, OFF)
+    out = augment.augment(jax.random.key(0), image, off)
     assert_close(out, (Rounded(image) / 255 - 0.1307) / 0.3081)

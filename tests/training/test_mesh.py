@@ -19,6 +19,7 @@ from jax_mnist.training import mesh as mesh_lib
         ({"ghost_batch_size": 48}, 1, None),
         ({"data_devices": 4}, 4, (1, 4)),
         ({"replica_devices": 2, "data_devices": 4}, 1, (2, 4)),
+        ({"mixup": 0.2, "norm": "batch", "batch_size": 8, "data_devices": 2}, 1, (1, 2)),
         ({"replica_devices": 1}, 4, None),
     ],
 )
@@ -36,6 +37,10 @@ def test_the_mesh_is_the_one_that_was_asked_for_or_a_sensible_one(fields, replic
         (
             {"data_devices": 4, "ghost_batch_size": 32},
             "would cut ghost batches; make it a multiple of 4 x 32 = 128",
+        ),
+        (
+            {"mixup": 0.2, "norm": "batch", "batch_size": 6, "data_devices": 2},
+            "would cut a pair that is mixed; make it a multiple of 4",
         ),
     ],
 )

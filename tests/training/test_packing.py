@@ -1,5 +1,7 @@
 """A packed scan is a scan, of numbers of so few digits that nothing is rounded."""
 
+import operator
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -26,16 +28,10 @@ def step(carry, x):
     return carry, (carry["matrix"].sum(), carry["scalar"] * x)
 
 
-def test_packing_and_unpacking_is_the_identity():
-    packed, unpack = packing.pack(CARRY)
-    assert packed[0].shape == (6 + 1 + 4,)
-    chex.assert_trees_all_equal(unpack(packed), CARRY)
-
-
 def test_a_packed_scan_gives_what_a_scan_gives():
     xs = jnp.arange(5.0)
     expected = jax.jit(lambda: jax.lax.scan(step, CARRY, xs))()
-    got = jax.jit(lambda: packing.scan(step, CARRY, xs))()
-    chex.assert_trees_all_equal(got, expected)
-    mapped = jax.vmap(lambda xs: packing.scan(step, CARRY, xs))(jnp.stack([xs, xs]))
-    chex.assert_trees_all_equal(jax.tree.map(lambda a: a[1], mapped), expected)
+    mapped = jax.jit(jax.vmap(lambda xs: packing.scan(step, CARRY, xs)))(jnp.stack([xs, xs]))
+    for number in range(2):
+        got = jax.tree.map(operator.itemgetter(number), mapped)
+        chex.assert_trees_all_equal(got, expected)
