@@ -63,17 +63,15 @@ def test_each_replica_is_the_run_of_its_own_seed(three, monkeypatch):
     assert not np.array_equal(*together.partial.loss[:2])
 
 
-REGULARIZERS = {
-    "l1": 1e-4, "l2": 1e-3, "label_smoothing": 0.1, "dropout": 0.2, "mixup": 0.3, "sam": 0.05,
-    "elastic": 1.0, "cutout": 8.0,
-}  # fmt: skip
+# Those that draw for each example, mix neighbours, or need the gradient of the whole batch.
+REGULARIZERS = {"dropout": 0.2, "mixup": 0.3, "sam": 0.05}
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 8)])
+@pytest.mark.parametrize("shape", [(2, 2), (8, 1), (1, 8)])
 @pytest.mark.parametrize("norm", ["ghost", "batch"])
 def test_replicas_and_batches_spread_over_devices_give_the_run_of_one(norm, shape, thorough):
-    """With every regulariser, at a rate so low that rounding does not grow."""
-    if (norm, shape) != ("ghost", (2, 4)) and not thorough:
+    """At a rate so low that rounding does not grow."""
+    if (norm, shape) != ("ghost", (2, 2)) and not thorough:
         pytest.skip("a mesh of both axes shows it: --thorough")
     common = {"norm": norm, "epochs": 1, "learning_rate": 1e-4, **REGULARIZERS}
     seeds = [{"seed": seed} for seed in range(3)]

@@ -18,7 +18,7 @@ from jax_mnist.runs import folder, history, loop
 from jax_mnist.runs.folder import Run
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.trained import load_variables
-from jax_mnist.runs.trainer import groups_to_train, train, train_together
+from jax_mnist.runs.trainer import train, train_together
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
 
@@ -184,16 +184,6 @@ def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch,
     (record,) = train_together([one], ignore)
     assert "resuming in epoch 2/2, after step 2 of 4" in capsys.readouterr().err
     assert_identical(without_times(record), without_times(run[1]))
-
-
-def test_who_trains_together_is_of_one_program_and_at_one_step(run, tmp_path):
-    runs = [
-        Run("done", config(), run[0]),
-        *(Run("new", config(seed=s), tmp_path / f"{s}") for s in (1, 2)),
-        Run("other", config(ema=0.0), tmp_path / "other"),
-    ]
-    groups = groups_to_train(runs)
-    assert [[r.name for r in group] for group in groups] == [["new", "new"], ["other"]]
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ def test_the_step_is_what_its_definition_says(data):
 
     step_key = jax.random.fold_in(jax.random.split(state.key)[1], 0)
     keys = jax.random.split(step_key, BATCH)
-    images = jax.vmap(augment.augment, (0, 0, None))(keys, data.images[:BATCH], HYPER)
+    augmented = jax.jit(jax.vmap(augment.augment, (0, 0, None)))
+    images = augmented(keys, data.images[:BATCH], HYPER)
     one_hot = np.eye(10)[np.asarray(data.labels[:BATCH])]
 
     @jax.jit
