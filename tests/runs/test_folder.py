@@ -55,14 +55,12 @@ def test_a_strange_value_in_a_folder_is_a_difference_like_any(tmp_path):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "found"), [(1, 2, "a run of one seed"), (2, 1, "runs of several seeds")]
-)
-def test_one_seed_and_several_do_not_share_a_folder(tmp_path, first, second, found):
-    begin(folder.replicas("small", config(replicas=first), tmp_path))
-    with pytest.raises(ConfigError, match=f"holds {found}"):
-        folder.replicas("small", config(replicas=second), tmp_path)
-    begin(folder.replicas("small", config(replicas=first), tmp_path))
+def test_one_seed_and_several_do_not_share_a_folder(tmp_path):
+    begun = ("a run of one seed", "runs of several seeds")
+    for (first, second), found in zip(((1, 2), (2, 1)), begun, strict=True):
+        begin(folder.replicas("small", config(replicas=first), tmp_path / f"{first}"))
+        with pytest.raises(ConfigError, match=f"holds {found}"):
+            folder.replicas("small", config(replicas=second), tmp_path / f"{first}")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb"])

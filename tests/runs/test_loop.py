@@ -70,10 +70,9 @@ REGULARIZERS = {"dropout": 0.2, "mixup": 0.3, "sam": 0.05}
 @pytest.mark.parametrize("shape", [(2, 2), (8, 1), (1, 8)])
 @pytest.mark.parametrize("norm", ["ghost", "batch"])
 def test_replicas_and_batches_spread_over_devices_give_the_run_of_one(norm, shape, thorough):
-    """At a rate so low that rounding does not grow."""
     if (norm, shape) != ("ghost", (2, 2)) and not thorough:
         pytest.skip("a mesh of both axes shows it: --thorough")
-    common = {"norm": norm, "epochs": 1, "learning_rate": 1e-4, **REGULARIZERS}
+    common = {"norm": norm, "epochs": 1, **REGULARIZERS}
     seeds = [{"seed": seed} for seed in range(3)]
     expected = last_of(*build(*seeds, **common))
     spread = {"replica_devices": shape[0], "data_devices": shape[1]}
@@ -83,8 +82,7 @@ def test_replicas_and_batches_spread_over_devices_give_the_run_of_one(norm, shap
     # Spare replicas fill the mesh.
     params = jax.tree.map(operator.itemgetter(slice(3)), jax.device_get(found.state.params))
     state = found.state.replace(params=params)
-    # A few images, of which classes are near ties yet, are turned by rounding.
-    tolerance = {"rtol": 2e-3, "atol": 0.01} if shape[1] > 1 else {"rtol": 1e-6}
+    tolerance = {"rtol": 1e-3, "atol": 1e-5} if shape[1] > 1 else {"rtol": 1e-6}
     assert_same(dataclasses.replace(found, state=state), expected, **tolerance)
 
 

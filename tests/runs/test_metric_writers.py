@@ -51,12 +51,10 @@ def first(progress, epochs):
 
 
 def lines(run):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
     text = (run.workdir / "metrics.jsonl").read_text()
     assert text == "" or text.endswith("\n")
-    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert "NaN" not in text and "Infinity" not in text  # which are not JSON
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def events(run):

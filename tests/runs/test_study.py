@@ -137,5 +137,5 @@ def test_a_grid_has_every_combination():
     ],
 )
 def test_a_grid_of_nonsense_is_refused(field, value, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=message):
         study.grid(Variant(config_lib.base()), {field: [value]})
