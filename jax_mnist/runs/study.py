@@ -111,7 +111,7 @@ def grid(variant: Variant, vary: Mapping[str, Sequence[str]]) -> dict[str, Varia
     choices = []
     for field, texts in vary.items():
         if field not in variant.config:
-            raise ConfigError(f"config has no field {field!r}")
+            raise ConfigError(config_lib.no_field(field))
         kind = type(variant.config[field])
         try:
             values = [_BOOLEANS[text] if kind is bool else kind(text) for text in texts]
