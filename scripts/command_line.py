@@ -46,7 +46,8 @@ def define_config():
             "config", config_lib.base(), "Sets a field.", sys_argv=_without_config(sys.argv)
         )
     except AttributeError as error:  # an unknown field on the command line
-        fail(config_lib.no_field(re.search(r"[\w.]+", str(error.args[0].args[0]))[0]))
+        name = re.match(r"[\W]*([\w.]*)", str(error.args[0].args[0]))[1]
+        fail(config_lib.no_field(name))
     except Exception as error:
         fail(error)
 

@@ -16,7 +16,7 @@ from command_line import fail, run
 
 from jax_mnist.analysis import plots
 from jax_mnist.runs import history
-from jax_mnist.runs.run import HISTORY, finished_folders
+from jax_mnist.runs.folder import HISTORY, finished_folders
 
 _OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
 

@@ -63,7 +63,7 @@ def test_a_run_says_what_it_reaches_and_is_drawn(tmp_path):
 def test_a_quick_study_reports_and_does_so_again_without_training(tmp_path, scripts):
     arguments = ["--quick", "--config.epochs=2", "bn", ROOT / "configs" / "l2.py", "--seeds=2"]
     studied = script("study.py", *arguments, *FEW, cwd=tmp_path)
-    folder = tmp_path / "runs" / "quick"
+    folder = tmp_path / "runs" / "quick_bn_vs_l2"
     title, *lines, last = studied.stdout.splitlines()
     assert title.startswith("4 runs, 0 of them finished; training ")
     assert [line[:8] for line in lines[:4]] == [f"run {number}/4 " for number in range(1, 5)]
