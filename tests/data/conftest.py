@@ -3,7 +3,6 @@
 import functools
 import gzip
 import http.server
-import shutil
 import threading
 import types
 
@@ -38,26 +37,16 @@ def small(tmp_path, monkeypatch):
         check=functools.partial(idx_files.check_kmnist, data_dir),
         cache=data_dir / "jax_mnist" / "kmnist-3.0.1.npz",
         folder=data_dir / "kmnist" / "3.0.1",
-        own=data_dir / "jax_mnist" / "kmnist" / "3.0.1",
     )
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    return tmp_path_factory.mktemp("template") / "data"
-
-
 @pytest.fixture
-def prepared(small, template):
-    """The small KMNIST after it was loaded; only the first test prepares it."""
-    if template.exists():
-        shutil.copytree(template, small.data_dir)
-    else:
-        small.check()
-        shutil.copytree(small.data_dir, template)
+def prepared(small):
+    """The small KMNIST after it was loaded."""
+    small.check()
     return small
 
 
