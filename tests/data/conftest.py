@@ -11,18 +11,13 @@ import numpy as np
 import pytest
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """KMNIST as a few digits of MNIST, served over HTTP as TFDS expects the real one."""
     served = tmp_path / "served"
     served.mkdir()
     idx_files.write_source(served)
-    handler = functools.partial(Server, directory=served)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
