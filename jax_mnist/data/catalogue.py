@@ -68,8 +68,9 @@ NAMES = tuple(CATALOGUE)
 
 def known_name(data: Dataset) -> str | None:
     """Returns the name of the data set that has this training or test set, if it is a known one."""
-    content = data.images.tobytes() + data.labels.astype(np.uint8).tobytes()
-    sha256 = hashlib.sha256(content).hexdigest()
+    content = hashlib.sha256(data.images.tobytes())
+    content.update(data.labels.astype(np.uint8).tobytes())
+    sha256 = content.hexdigest()
     return next((name for name, info in CATALOGUE.items() if sha256 in info.contents), None)
 
 

@@ -103,12 +103,11 @@ def _print_summaries(
         return  # every worker would repeat it
     for key in dict.fromkeys(key for key, _, _ in slices):
         counts = np.bincount(data[key].labels, minlength=len(names))
-        each = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
-        known = known_name(data[key])
-        note = f", identical to the original {known}" if known else ""
-        print(
-            f"{folder / key}: {counts.sum():,} images ({each}){note}", file=sys.stderr, flush=True
-        )
+        each = ", ".join(f"{label} {count:,}" for label, count in zip(names, counts, strict=True))
+        name = known_name(data[key])
+        note = f", identical to the original {name}" if name else ""
+        line = f"{folder / key}: {counts.sum():,} images ({each}){note}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _read_or_fill(
@@ -122,8 +121,8 @@ def _read_or_fill(
 
     `contents` is what identifies the contents of the file, and `space` what filling it takes.
     """
-    needed = {key for key, _, _ in slices}
-    if data := _read_cache(cache, contents, needed):
+    keys = {key for key, _, _ in slices}
+    if data := _read_cache(cache, contents, keys):
         return data
     import filelock  # imports asyncio, and is needed once for each data set
 
@@ -131,7 +130,7 @@ def _read_or_fill(
         cache.parent.mkdir(parents=True, exist_ok=True)
         # The operating system releases the lock however the process ends.
         with filelock.FileLock(cache.with_name("lock")):
-            data = _read_cache(cache, contents, needed)  # another process may have written it
+            data = _read_cache(cache, contents, keys)  # another process may have written it
             if data is None:
                 if cache.exists():
                     logging.warning("%s is damaged or out of date and will be rewritten", cache)
@@ -148,7 +147,7 @@ def _read_or_fill(
         ) from error
 
 
-def _read_cache(path: Path, contents: str, needed: Iterable[str]) -> dict[str, Dataset] | None:
+def _read_cache(path: Path, contents: str, keys: Iterable[str]) -> dict[str, Dataset] | None:
     """Reads splits from a cache file, an `.npz` file of decoded examples, and verifies them.
 
     Returns:
@@ -157,7 +156,7 @@ def _read_cache(path: Path, contents: str, needed: Iterable[str]) -> dict[str, D
     data: dict[str, Dataset] = {}
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for split in needed:
+            for split in keys:
                 data[split] = Dataset(archive[f"{split}_images"], archive[f"{split}_labels"])
                 if str(archive[f"{split}_sha256"]) != digest(contents, split, data[split]):
                     return None

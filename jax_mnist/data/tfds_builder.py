@@ -125,18 +125,17 @@ def _builder_class(name: str, download: bool) -> Any:
         def _split_generators(self, dl_manager: Any) -> Any:
             def fetch(urls: Any) -> Any:
                 archives = dl_manager.download(urls)
-                return self._unzip(archives) if name == "emnist/digits" else archives
+                if name != "emnist/digits":
+                    return archives
+                folder = Path(self.data_dir).parent / "unpacked"  # in the staging folder
+                with zipfile.ZipFile(archives) as file:
+                    members = [m for m in file.namelist() if m.startswith("gzip/emnist-digits-")]
+                    file.extractall(folder, members)
+                return str(folder)
 
             manager = types.SimpleNamespace(download_and_extract=fetch, extract=lambda path: path)
             with _announced_download(self) if download else contextlib.nullcontext():
                 return super()._split_generators(manager)
-
-        def _unzip(self, archive: Any) -> str:
-            folder = Path(self.data_dir).parent / "unpacked"  # in the staging folder
-            with zipfile.ZipFile(archive) as file:
-                members = [m for m in file.namelist() if m.startswith("gzip/emnist-digits-")]
-                file.extractall(folder, members)
-            return str(folder)
 
         def _generate_examples(
             self, num_examples: int, data_path: Any, label_path: Any
@@ -144,17 +143,12 @@ def _builder_class(name: str, download: bool) -> Any:
             images = idx.read_array(Path(data_path), 3)
             labels = idx.read_array(Path(label_path), 1)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield i, {"image": _png(image), "label": int(label)}
+                file = io.BytesIO()
+                Image.fromarray(image).save(file, "PNG", compress_level=1)
+                yield i, {"image": file.getvalue(), "label": int(label)}
 
     Builder.name = name.partition("/")[0]
     return Builder
-
-
-def _png(image: np.ndarray) -> bytes:
-    """Encodes grey levels `[28, 28]` here, since TFDS encodes arrays with TensorFlow."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ def to_html(network: TrainedNetwork) -> bytes:
         f"{'names' if single else 'name'} it as you draw. "
         "Nothing leaves this page: it works without a server."
     )
-    weights = [base64.b64encode(row.tobytes()).decode() for row in _weights(network)]
+    about = describe(network)
+    about["weights"] = [base64.b64encode(row.tobytes()).decode() for row in _weights(network)]
     page = Template(_read("page.html")).substitute(
         thing="digit" if record["label_names"] == list("0123456789") else "picture",
         style=_read("page.css"),
@@ -38,7 +39,7 @@ def to_html(network: TrainedNetwork) -> bytes:
         classes_caption="Probabilities" if single else "Mean of their probabilities",
         seen_caption=f"What the {'network sees' if single else 'networks see'}",
         # No text can end the script element.
-        network=json.dumps(describe(network) | {"weights": weights}).replace("<", "\\u003c"),
+        network=json.dumps(about).replace("<", "\\u003c"),
         script="\n".join(map(_read, _SCRIPTS)),
     )
     return page.encode()
@@ -46,21 +47,17 @@ def to_html(network: TrainedNetwork) -> bytes:
 
 def describe(network: TrainedNetwork) -> dict[str, Any]:
     """What has to be known to use the weights of a `CNN`, ready for JSON."""
-    record = network.records[0]
+    record, model = network.records[0], network.model
+    if not isinstance(model, CNN):
+        raise TypeError(f"only a CNN has layers to describe; got a {type(model).__name__}")
     return {
         "name": record["name"],
-        "layers": [layer._asdict() for layer in _cnn(network).layers],
+        "layers": [layer._asdict() for layer in model.layers],
         "normalization": network.normalization._asdict(),
         "labels": record["label_names"],
         "transposed": network.transposed,
         "seeds": [record["seed"] for record in network.records],
     }
-
-
-def _cnn(network: TrainedNetwork) -> CNN:
-    if not isinstance(network.model, CNN):
-        raise TypeError(f"only a CNN has layers to describe; got a {type(network.model).__name__}")
-    return network.model
 
 
 def _read(name: str) -> str:
@@ -74,8 +71,8 @@ def _weights(network: TrainedNetwork) -> np.ndarray:
     norm maps a channel `x` to `scale * x + offset`.
     """
     params, stats = network.variables["params"], network.variables["batch_stats"]
-    model = _cnn(network)
-    norm: Any = model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)
+    model: Any = network.model
+    norm = model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)
     arrays: list[np.ndarray] = []
     for number, layer in enumerate(model.layers, start=1):
         arrays.append(params[f"conv{number}"]["kernel"])
