@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.datasets import DatasetError
-from jax_mnist.runs.history import HistoryError
+from jax_mnist.runs.record import RecordError
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.study import LostWorkerError, Variant, load_variant
 
@@ -155,7 +155,7 @@ def run(main):
             leave("interrupted", 128 + signal.SIGINT)
         except LostWorkerError as error:
             leave(error, 1)
-        except (ConfigError, DatasetError, HistoryError, OSError) as error:
+        except (ConfigError, DatasetError, RecordError, OSError) as error:
             fail(error)
 
     app.run(call, flags_parser=parse)

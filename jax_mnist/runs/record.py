@@ -9,8 +9,8 @@ package, and pandas makes tables of it:
     pd.DataFrame(record["metrics"])  # a row for each epoch
     pd.DataFrame(record["predictions"]["probabilities"], columns=record["label_names"])
 
-`pickle.load` runs whatever a file asks for: use it for files that you trust. `load` is safe for
-files from strangers, checks the whole record, and returns it with arrays in place of such lists.
+`pickle.load` runs whatever a file asks for: use it for files that you trust. `load_record` is safe
+for files from strangers, checks the whole record, and returns it with arrays in place of lists.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ class RecordError(ValueError):
     """A record, or the file of one, that cannot be used; the message is one line."""
 
 
-def save(path: PathLike, record: Record) -> None:
+def save_record(path: PathLike, record: Record) -> None:
     """Validates a record and writes it atomically: a reader sees the old file or the new one.
 
     Args:
@@ -97,15 +97,15 @@ def save(path: PathLike, record: Record) -> None:
     pickler.dump(_plain(record | {"schema": SCHEMA}, itertools.count()))
     data = file.getvalue()
     data += _CHECKSUM + hashlib.sha256(data).hexdigest().encode()
-    _parse(data)  # never write what `load` would reject
+    _parse(data)  # never write what `load_record` would reject
     try:
         files.write_atomically(path, data)
     except OSError as error:
         raise RecordError(str(error)) from error
 
 
-def load(path: PathLike) -> Record:
-    """Reads and validates a record that `save` wrote; nothing in the file is trusted or run.
+def load_record(path: PathLike) -> Record:
+    """Reads and validates a record that `save_record` wrote; nothing in the file is trusted or run.
 
     Returns:
       The record, of this schema even if the file is of schema 3. Its arrays are C-contiguous,

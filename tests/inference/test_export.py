@@ -13,7 +13,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from jax_mnist.inference import export
-from jax_mnist.inference.predict import load, predict
+from jax_mnist.inference.predict import load_network, predict
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "inference.md").read_text()
@@ -53,7 +53,7 @@ def test_the_function_takes_any_batch_size_on_the_platforms_it_names(exported_fi
 
 
 def test_the_constants_of_another_data_set_are_exported_with_the_network(run, images):
-    network = load(run / "seed-0")
+    network = load_network(run / "seed-0")
     (record,) = network.records
     # Half of both constants, for pixels of half the value, give the same normalised image.
     halves = {key: value / 2 for key, value in record["normalization"].items()}
@@ -71,11 +71,11 @@ def test_the_script_writes_other_formats_into_the_folder_of_the_run(run, scripts
     assert result.returncode == 0, result.stderr
     data = (folder / f"network.{kind}").read_bytes()
     assert result.stdout == f"runs/gbn/network.{kind}: 2 replicas, {len(data):,} bytes\n"
-    assert data == export.FORMATS[kind](load(run))
+    assert data == export.FORMATS[kind](load_network(run))
 
 
 def test_tensors_are_named_and_shaped_as_in_pytorch(run):
-    network = load(run)
+    network = load_network(run)
     data = export.to_safetensors(network)
     tensors = safetensors.load(data)
     assert sum(array.size for name, array in tensors.items() if "running" not in name) == 2 * 8546
@@ -90,7 +90,7 @@ def test_tensors_are_named_and_shaped_as_in_pytorch(run):
 
 def test_the_documented_lines_give_the_probabilities_in_pytorch(run, images, recorded, tmp_path):
     pytest.importorskip("torch")
-    (tmp_path / "network.safetensors").write_bytes(export.to_safetensors(load(run)))
+    (tmp_path / "network.safetensors").write_bytes(export.to_safetensors(load_network(run)))
     np.save(tmp_path / "my_digits.npy", images)
     program = IN_PYTORCH.replace("runs/gbn/", "")
     program += "\nnumpy.save('out.npy', logits.softmax(1).detach().numpy())\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_mnist.inference.predict import load, predict
-from jax_mnist.runs import history
+from jax_mnist.inference.predict import load_network, predict
+from jax_mnist.runs.record import RecordError, load_record, save_record
 
 ROOT = Path(__file__).parents[2]
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
@@ -21,7 +21,7 @@ def seeds(network):
 
 def test_replicas_answer_with_the_mean_of_what_they_recorded_or_alone(run, images, recorded):
     for folder, numbers in ((run, [0, 1]), (run / "seed-1", [1])):
-        network = load(folder)
+        network = load_network(folder)
         assert seeds(network) == numbers
         expected = recorded[numbers].mean(0)
         np.testing.assert_allclose(predict(network, images), expected, atol=1e-5)
@@ -69,31 +69,31 @@ def test_bad_arguments_end_in_one_line(run, scripts, name, arguments, message, t
 
 @pytest.mark.parametrize("weights", [b"\x01", b"\x80", b"\x81\xa6params\x80"])
 def test_weights_of_another_network_are_refused(run, tmp_path, weights):
-    record = history.load(run / "seed-0" / "history.pkl")
+    record = load_record(run / "seed-0" / "history.pkl")
     record["variables_sha256"] = hashlib.sha256(weights).hexdigest()
-    history.save(tmp_path / "history.pkl", record)
+    save_record(tmp_path / "history.pkl", record)
     (tmp_path / "variables.msgpack").write_bytes(weights)
     with pytest.raises(ValueError, match="holds weights of another network"):
-        load(tmp_path)
+        load_network(tmp_path)
 
 
 def test_a_run_without_a_newer_field_of_the_config_is_loaded(run, tmp_path):
-    record = history.load(run / "seed-0" / "history.pkl")
+    record = load_record(run / "seed-0" / "history.pkl")
     del record["config"]["shear"]
-    history.save(tmp_path / "history.pkl", record)
+    save_record(tmp_path / "history.pkl", record)
     shutil.copy(run / "seed-0" / "variables.msgpack", tmp_path)
-    assert seeds(load(tmp_path)) == [0]
+    assert seeds(load_network(tmp_path)) == [0]
 
 
 def test_replicas_that_diverged_or_were_moved_aside_are_left_out(run, tmp_path):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     shutil.copytree(run / "seed-0", tmp_path / "seed-0.old-1")
     for seed, others in ((0, [0, 1]), (1, [1])):
-        assert seeds(load(tmp_path)) == others
+        assert seeds(load_network(tmp_path)) == others
         path = tmp_path / f"seed-{seed}" / "history.pkl"
-        record = history.load(path)
+        record = load_record(path)
         record["metrics"]["train_loss"][-1] = np.nan
-        history.save(path, record)
+        save_record(path, record)
         path.with_name("variables.msgpack").unlink()  # such a run has none
-    with pytest.raises(history.HistoryError, match="diverged"):
-        load(tmp_path)
+    with pytest.raises(RecordError, match="diverged"):
+        load_network(tmp_path)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from jax_mnist.data import datasets
 from jax_mnist.inference import pictures, web_page
-from jax_mnist.inference.predict import load
+from jax_mnist.inference.predict import load_network
 from jax_mnist.training import evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ SEVEN = [[(0.2, 0.2), (0.8, 0.2), (0.4, 0.85)], [(0.3, 0.5), (0.7, 0.5)]]
 
 @pytest.fixture(scope="module")
 def network(run):
-    return load(run)
+    return load_network(run)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jax_mnist.data import datasets
 from jax_mnist.inference import predict
 from jax_mnist.runs import study, trainer
 from jax_mnist.runs.folder import Run, group_by_program
-from jax_mnist.runs.history import HistoryError
+from jax_mnist.runs.record import RecordError
 from jax_mnist.runs.trained import load_variables
 from jax_mnist.training.augment import MNIST
 from jax_mnist.training.parts import Overrides
@@ -91,7 +91,7 @@ def test_training_resumes_with_the_same_parts_only(own, tmp_path):
 def test_predicting_needs_the_network_that_was_trained(own):
     workdir, record = own
     for model in (None, Tiny("ghost", 8, None)):
-        with pytest.raises(HistoryError, match=r"holds the network Linear\(\), not") as error:
+        with pytest.raises(RecordError, match=r"holds the network Linear\(\), not") as error:
             predict.load_network(workdir, model)
         assert "\n" not in str(error.value)
     images = datasets.load("mnist", "test[:150]").images[..., 0]

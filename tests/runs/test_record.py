@@ -75,7 +75,7 @@ def sealed(data):
 
 def loads(data, path):
     path.write_bytes(sealed(data))
-    return record_lib.load(path)
+    return record_lib.load_record(path)
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def path(tmp_path):
 def test_a_record_comes_back_as_it_was(options, tmp_path):
     record = make(**options)
     path = tmp_path / "runs" / "gbn" / "history.pkl"
-    record_lib.save(path, record)
+    record_lib.save_record(path, record)
     assert os.listdir(path.parent) == ["history.pkl"]
-    loaded = record_lib.load(str(path))
+    loaded = record_lib.load_record(str(path))
     assert same(loaded, record)
     assert all(a.flags.writeable and a.flags.c_contiguous for a in loaded["predictions"].values())
     assert same(loads(dumps(of_schema_3(record)), path), record)
@@ -115,8 +115,8 @@ def test_numbers_come_back_bit_for_bit(tmp_path_factory, probabilities, loss):
     record = changed("predictions.probabilities", probabilities)
     record["metrics"]["train_loss"] = loss
     path = tmp_path_factory.getbasetemp() / "bits.pkl"
-    record_lib.save(path, record)
-    assert same(record_lib.load(path), record)
+    record_lib.save_record(path, record)
+    assert same(record_lib.load_record(path), record)
 
 
 PLAIN = st.recursive(
@@ -133,8 +133,8 @@ PLAIN = st.recursive(
 @given(value=PLAIN)
 def test_plain_values_come_back_as_they_were(value, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "plain.pkl"
-    record_lib.save(path, changed("config.x", [value, value]))  # the second is no reference
-    assert same(record_lib.load(path)["config"]["x"], [value, value])
+    record_lib.save_record(path, changed("config.x", [value, value]))  # the second is no reference
+    assert same(record_lib.load_record(path)["config"]["x"], [value, value])
 
 
 def test_what_is_not_plain_is_made_plain(path):
@@ -142,8 +142,8 @@ def test_what_is_not_plain_is_made_plain(path):
     record["seed"] = np.int64(3)
     record["metrics"]["seconds"] = np.arange(6.0)[::2]
     record["metrics"]["learning_rate"] = np.arange(3.0).astype(">f8")
-    record_lib.save(path, record)
-    loaded = record_lib.load(path)
+    record_lib.save_record(path, record)
+    loaded = record_lib.load_record(path)
     assert same([loaded["seed"], loaded["config"]["x"]], [3, [0.1, "gbn", [0, 1]]])
     assert same(loaded["metrics"]["seconds"], np.array([0.0, 2.0, 4.0]))
     assert same(loaded["metrics"]["learning_rate"], np.arange(3.0))
@@ -152,7 +152,7 @@ def test_what_is_not_plain_is_made_plain(path):
 def test_the_file_can_be_read_without_this_package(tmp_path):
     """As the module's docstring shows."""
     for name in ("a", "b"):
-        record_lib.save(tmp_path / name, make())
+        record_lib.save_record(tmp_path / name, make())
     with open(tmp_path / "a", "rb") as file:
         loaded = pickle.load(file)
     assert same(loaded, lists(make()))
@@ -243,7 +243,7 @@ INVALID = [
 def test_an_invalid_record_is_neither_saved_nor_loaded(field, value, reason, path):
     record = changed(field, value)
     with pytest.raises(RecordError, match=reason) as caught:
-        record_lib.save(path, record)
+        record_lib.save_record(path, record)
     assert str(caught.value).isprintable() and not path.exists()
 
     try:
@@ -472,18 +472,18 @@ def test_mutated_files_never_execute_anything(thorough, monkeypatch):
 def test_a_file_that_cannot_be_read(name, reason, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RecordError, match=f"cannot be read: .*{reason}"):
-        record_lib.load(tmp_path / name)
+        record_lib.load_record(tmp_path / name)
 
 
 def test_a_file_too_large_is_refused(path):
     with open(path, "wb") as file:
         file.truncate(2**40)  # sparse: it takes no disk
     with pytest.raises(RecordError, match="larger than"):
-        record_lib.load(path)
+        record_lib.load_record(path)
 
 
 def test_a_damaged_file_is_refused(path):
-    record_lib.save(path, make())
+    record_lib.save_record(path, make())
     good = path.read_bytes()
     chance = random.Random(0)
     flipped = [bytearray(good) for _ in range(100)]
@@ -492,21 +492,21 @@ def test_a_damaged_file_is_refused(path):
     for data in (good[:-71], good[:-1], good[:50], b"", good + b"x", *flipped):
         path.write_bytes(data)
         with pytest.raises(RecordError, match="damaged, or not a record: its checksum"):
-            record_lib.load(path)
+            record_lib.load_record(path)
 
 
 def test_a_failed_write_leaves_the_earlier_file(path):
     """On a full disk, which a limit on the size of files stands for."""
-    record_lib.save(path, make(seed=1))
+    record_lib.save_record(path, make(seed=1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(RecordError, match="written: File too large; nothing was changed"):
-            record_lib.save(path, make(seed=2))
+            record_lib.save_record(path, make(seed=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(path.parent) == [path.name]
-    assert same(record_lib.load(path), make(seed=1))
+    assert same(record_lib.load_record(path), make(seed=1))
 
 
 @pytest.mark.parametrize("name", ["file/history.pkl", "folder"])
@@ -514,6 +514,6 @@ def test_a_path_that_cannot_be_written(name, tmp_path):
     (tmp_path / "file").write_bytes(b"kept")
     (tmp_path / "folder").mkdir()
     with pytest.raises(RecordError, match=r"cannot be written: \w+ a directory; nothing"):
-        record_lib.save(tmp_path / name, make())
+        record_lib.save_record(tmp_path / name, make())
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     assert (tmp_path / "file").read_bytes() == b"kept"

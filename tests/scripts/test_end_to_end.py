@@ -14,7 +14,8 @@ import pytest
 from forked_scripts import ForkedScripts
 from PIL import Image
 
-from jax_mnist.runs import history, study
+from jax_mnist.runs import study
+from jax_mnist.runs.record import load_record
 
 ROOT = Path(__file__).parents[2]
 TINY = [sys.executable, ROOT / "tests" / "tiny.py"]
@@ -40,7 +41,7 @@ def script(name, *arguments, cwd, python=TINY):
 
 def accuracies(*paths):
     """The last accuracy of each run, in per cent."""
-    return [100 * history.load(path)["metrics"]["validation_accuracy"][-1] for path in paths]
+    return [100 * load_record(path)["metrics"]["validation_accuracy"][-1] for path in paths]
 
 
 def test_a_run_says_what_it_reaches_and_is_drawn(tmp_path):
@@ -136,14 +137,14 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
         assert line.startswith(f"{mean:.3f} % (") and line.endswith(f")  {name}")
     with open(folder / "ranking.csv", newline="") as file:
         assert [row["combination"] for row in csv.DictReader(file)] == ["l2=0.0001", "l2=10.0"]
-    config = history.load(folder / "l2=10.0" / "seed-1" / "history.pkl")["config"]
+    config = load_record(folder / "l2=10.0" / "seed-1" / "history.pkl")["config"]
     assert config["train_split"] == "train[:-10000]"
 
 
 BAD = {
     "train.py gbn": {
-        "--config.epocs=3": 'Did you mean "epochs"',
-        "--config.epochs=2.5": "--config.epochs=2.5",
+        "--config.epocs=3": "did you mean 'epochs'?",
+        "--config.epochs=2.5": "config.epochs must be of type int; got '2.5'",
         "--config.ghost_batch_size=0": "config.ghost_batch_size must be at least 1",
         "surplus": "name one config or its file: got",
     },

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jax_mnist import config
 from jax_mnist.data import datasets
-from jax_mnist.runs import history
+from jax_mnist.runs.record import has_diverged, load_record
 from jax_mnist.runs.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +69,8 @@ def train_or_refuse(fields):
             assert not workdir.exists()
             return False
         losses = [record["metrics"][f"{part}_loss"][0] for part in ("train", "validation")]
-        assert np.isfinite(losses).all() != history.has_diverged(record)
-        assert history.load(workdir / "history.pkl")["config"] == generated.to_dict()
+        assert np.isfinite(losses).all() != has_diverged(record)
+        assert load_record(workdir / "history.pkl")["config"] == generated.to_dict()
         assert (workdir / "variables.msgpack").exists() == np.isfinite(losses).all()
         return True
 
