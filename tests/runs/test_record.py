@@ -95,7 +95,7 @@ def path(tmp_path):
         {"examples": 1, "mistakes": 1, "accuracies": (1.0,)},
         # Pickle divides lists into pieces of 1,000.
         {"examples": 1000, "mistakes": 1000, "accuracies": (0.5,) * 1000},
-        {"examples": 2001, "mistakes": 1001, "accuracies": (0.5,) * 1001},
+        {"examples": 10_000, "mistakes": 1001, "accuracies": (0.5,) * 1001},
     ],
 )
 def test_a_record_comes_back_as_it_was(options, tmp_path):
@@ -216,7 +216,6 @@ INVALID = [
     (SECONDS, [0.0, "1", 2.0], FLOATS),
     (SECONDS, [0.0, False, 2.0], FLOATS),
     (SECONDS, 0.5, FLOATS),
-    (SECONDS, dict.fromkeys("abc", 0.5), FLOATS),
     ("predictions", {"label": [], "prediction": [], "probabilities": []}, "no prediction"),
     (PREDICTION, [10] * 40, "leaves the 10 classes"),
     (PREDICTION, [-1] * 40, "leaves the 10 classes"),
@@ -226,7 +225,7 @@ INVALID = [
     (PREDICTION, [2**31] * 40, INTS),
     (PREDICTION, [2**64] * 40, INTS),
     (PROBABILITIES, [[0.5] * 9] * 40, ROWS),
-    (PROBABILITIES, [[0.5] * 10] * 39 + [[0.5] * 9], ROWS),
+    (PROBABILITIES, [[0.5] * 10] * 38 + [[0.5] * 9, [0.5] * 11], ROWS),
     (PROBABILITIES, [[[0.5]] * 10] * 40, ROWS),
     (PROBABILITIES, [0.5] * 40, ROWS),
     (PROBABILITIES, [[0.1] * 10] * 40, ROWS),  # no float32
@@ -268,6 +267,7 @@ SCHEMAS = [
     (changed("schema", True), "no schema number"),
     (changed("schema", 2), "schema 2, this version of jax_mnist reads schema 4: install"),
     (changed("schema", 2**1000), "schema 107150860, this version .* reads schema 4: install"),
+    (changed(SECONDS, dict.fromkeys([0.0, 1.0, 2.0])), FLOATS),
     (changed("schema", 3), r"must be float64 \[E\]"),
     (of_schema_3(make()) | {"schema": 4}, r"must be float64 \[E\]"),
     (with_array(dtype=">f4"), ROWS),
@@ -327,12 +327,10 @@ CALLS = {
     "set": {1},
     "class": Call,
 }
-OPCODES = b"N\x88\x89JKM\x8aGXCB(]ae}su"  # those that a value may need
 INDEX = struct.pack("<I", 2**32 - 1)
 SIZE = struct.pack("<Q", 2**62)
 ONE_HASH = [b"\x8a\x0a%bN" % (k * (2**61 - 1)).to_bytes(10, "little") for k in range(9000)]
 STEPS = {
-    **{f"opcode {code}": b"]]%c" % code + bytes(8) for code in {*range(256)} - {*OPCODES}},
     "global": b"cos\nsystem\n" + text("true") + b"\x85R",
     "many digits": b"I" + b"9" * 10**6 + b"\n",
     "endless key": b"}" + text("x") + b"q\0h\0\x86" * 60 + b"Ns",
@@ -343,6 +341,7 @@ STEPS = {
     "huge bytes": b"B" + INDEX,
     "huge byte array": b"\x96" + SIZE,
     "two ends": b"N.",
+    "many numbers at once": b"](" + b"K\1" * 10**6 + b"e",
     "many steps": b"]" + b"Na" * 10_000,
     "many marks": b"(" * 10**6,
     "many keys": b"}(" + b"K\1K\2" * 10_000 + b"u",
@@ -386,6 +385,13 @@ def test_a_strangers_file_is_refused_in_one_line(attack, path):
     assert reason in message and message.isprintable() and len(message) < 150
 
 
+@pytest.mark.parametrize("code", sorted({*range(256)} - {*b"N\x88\x89JKM\x8aGXCB(]ae}su"}))
+def test_steps_that_no_plain_value_needs_are_not_taken(code, path):
+    data = in_record(b"]]%c" % code + bytes(8))
+    with pytest.raises(RecordError, match=f"at byte {data.index(b']]') + 2}$"):
+        loads(data, path)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_a_name_that_got_past_the_steps_would_not_be_looked_up(call):
     with pytest.raises(RecordError, match="asks for a name"):
@@ -402,7 +408,7 @@ def test_the_attacks_are_real():
 
 @pytest.mark.parametrize("unit", [b"]K\1a", b"](](K\1e", b"](](K\1ee", b"M\1\1", b"G" + bytes(8)])
 def test_the_size_of_a_hostile_file_bounds_the_memory_that_it_takes(unit, thorough, path):
-    size = 2**26 if thorough else 2**17
+    size = 2**24 if thorough else 2**17
     data = in_record(b"](" + unit * (size // len(unit)) + b"e")
     tracemalloc.start()
     with pytest.raises(RecordError):
