@@ -5,6 +5,7 @@ format), which any TFDS user can read, and caches the decoded arrays in `<data_d
 Later loads read and verify only those arrays, and do not import TFDS.
 """
 
+import errno
 import functools
 import hashlib
 import io
@@ -23,6 +24,8 @@ from jax_mnist.data import idx, image_folder, splits, tfds_builder
 from jax_mnist.data.catalogue import CATALOGUE, check_name, is_folder, known_name
 from jax_mnist.data.catalogue import NAMES as NAMES  # re-exported
 from jax_mnist.data.types import Dataset, DatasetError, first_line
+
+_DEFAULT = "~/tensorflow_datasets"  # as in TFDS
 
 
 def load(
@@ -54,8 +57,10 @@ def load(
         or damaged, a download failed, or the data folder cannot be written.
     """
     check_name(name)
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = files.expand_user(root).absolute()
+    root = files.expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT)
+    if str(root) == _DEFAULT:  # there is no home
+        root = Path(os.devnull, _DEFAULT)
+    root = root.absolute()
 
     if not is_folder(name):
         return _load_known(name, split, root, source_dir or None)
@@ -71,7 +76,31 @@ def _load_known(name: str, split: str, root: Path, source_dir: files.PathLike | 
     cache = root / "jax_mnist" / f"{name.replace('/', '-')}-{info.version}.npz"
     staging = cache.with_name("incomplete")
     prepare = functools.partial(tfds_builder.read_or_prepare, name, root, staging, source_dir)
-    return splits.take(_read_or_fill(cache, name, slices, prepare, info.space), slices)
+    try:
+        data = _read_or_fill(cache, name, slices, prepare, info.space)
+    except DatasetError as error:
+        # What TFDS prepared can be read even if nothing can be written beside it.
+        if prepared := tfds_builder.read(name, root):
+            return splits.take(prepared, slices)
+        if info.packaged is None or source_dir:
+            raise
+        _print_once(f"{error}; until then, the copy of {name} in this package is read")
+        data = {key: _in_order_of_tfds(info.packaged, key) for key in info.counts}
+    return splits.take(data, slices)
+
+
+def _in_order_of_tfds(folder: Path, split: str) -> Dataset:
+    """Reads a split of original files in the order that TFDS gives it: sorted by salted digests."""
+    data = idx.read_split(folder, split)
+    keys = [hashlib.md5(f"{split}{number}".encode()).digest() for number in range(len(data.labels))]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Dataset(data.images[order], data.labels[order])
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    if multiprocessing.parent_process() is None:  # every worker would repeat it
+        print(line, file=sys.stderr, flush=True)
 
 
 def _load_pictures(
@@ -99,15 +128,12 @@ def _print_summaries(
     folder: Path, data: Mapping[str, Dataset], slices: Sequence[splits.Slice], names: Sequence[str]
 ) -> None:
     """Says on standard error what those splits of a folder hold that `slices` need."""
-    if multiprocessing.parent_process() is not None:
-        return  # every worker would repeat it
     for key in dict.fromkeys(key for key, _, _ in slices):
         counts = np.bincount(data[key].labels, minlength=len(names))
         each = ", ".join(f"{label} {count:,}" for label, count in zip(names, counts, strict=True))
         name = known_name(data[key])
         note = f", identical to the original {name}" if name else ""
-        line = f"{folder / key}: {counts.sum():,} images ({each}){note}"
-        print(line, file=sys.stderr, flush=True)
+        _print_once(f"{folder / key}: {counts.sum():,} images ({each}){note}")
 
 
 def _read_or_fill(
@@ -140,11 +166,14 @@ def _read_or_fill(
     except DatasetError:
         raise
     except Exception as error:  # TFDS and array_record report I/O errors as many types
-        raise DatasetError(
-            f"cannot prepare {cache.stem} in {cache.parent.parent} ({first_line(error)}): make "
-            f"sure that the folder is writable and has {space} free, or name another one as "
-            "data_dir"
-        ) from error
+        place = f"cannot prepare {cache.stem} in {cache.parent.parent}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            remedy = f"{place}: the disk is full, and {space} are needed"
+        elif isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            remedy = f"{place}: the folder cannot be written ({error.strerror})"
+        else:
+            remedy = f"{place} ({first_line(error)})"
+        raise DatasetError(f"{remedy}; name another folder as data_dir") from error
 
 
 def _read_cache(path: Path, contents: str, keys: Iterable[str]) -> dict[str, Dataset] | None:

@@ -27,23 +27,16 @@ from jax_mnist.data.catalogue import CATALOGUE
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 
 
-def read_or_prepare(
-    name: str, root: Path, staging: Path, source_dir: files.PathLike | None
-) -> dict[str, Dataset]:
-    """Reads all splits from the TFDS directory of a data set, and creates it if necessary.
-
-    A directory that exists but cannot be read may belong to someone else: it may be damaged, or in
-    the tfrecord format, which only TensorFlow reads. It is left as it is.
+def read(name: str, root: Path) -> dict[str, Dataset] | None:
+    """Reads all splits from the TFDS directory of a data set.
 
     Args:
       name: A name in the catalogue.
       root: The TFDS data folder.
-      staging: A folder for what is not yet complete; it is deleted before and after.
-      source_dir: The folder of the original files, or None for the default; see `datasets.load`.
 
-    Raises:
-      DatasetError: A source file is missing or damaged, or a download failed.
-      Exception: A file could not be written; TFDS and array_record raise errors of many types.
+    Returns:
+      The examples; None if there is no directory or it cannot be read. It may belong to someone
+      else, be damaged, or be in the tfrecord format, which only TensorFlow reads.
     """
     folder = root / name / CATALOGUE[name].version
     if folder.exists():
@@ -52,7 +45,33 @@ def read_or_prepare(
         except Exception as error:  # array_record and protobuf have their own types
             message = "cannot read %s (%s): it is left as it is, and not used"
             logging.warning(message, folder, first_line(error))
-    return _prepare(name, root, staging, source_dir)
+    return None
+
+
+def read_or_prepare(
+    name: str, root: Path, staging: Path, source_dir: files.PathLike | None
+) -> dict[str, Dataset]:
+    """Reads all splits from the TFDS directory of a data set, and creates it if necessary.
+
+    Args:
+      name: A name in the catalogue.
+      root: The TFDS data folder.
+      staging: A folder for what is not yet complete; it is deleted before and after.
+      source_dir: The folder of the original files, or None for the default; see `datasets.load`.
+
+    Raises:
+      DatasetError: TFDS cannot be imported, a source file is missing or damaged, or a download
+        failed.
+      Exception: A file could not be written; TFDS and array_record raise errors of many types.
+    """
+    try:
+        import tensorflow_datasets  # noqa: F401
+    except Exception as error:  # it raises more than ImportError where its libraries do not fit
+        raise DatasetError(
+            f"cannot prepare {name}, since tensorflow-datasets cannot be imported "
+            f"({first_line(error)}): reinstall it"
+        ) from error
+    return read(name, root) or _prepare(name, root, staging, source_dir)
 
 
 def _decode(name: str, folder: Path) -> dict[str, Dataset]:
@@ -91,7 +110,7 @@ def _prepare(
     if source_dir is not None:
         source_dir = files.expand_user(source_dir)
         _verify(builder_class, source_dir, advice)
-    message = f"Preparing {name} in {root} (only once; this takes about a minute)"
+    message = f"Preparing {name} in {root} (only once; this takes about ten seconds)"
     print(message, file=sys.stderr, flush=True)
     shutil.rmtree(staging, ignore_errors=True)  # what an interrupted process left
     try:

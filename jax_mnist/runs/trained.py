@@ -23,6 +23,7 @@ from jax_mnist.runs.folder import HISTORY, VARIABLES, Run, finished_folders
 from jax_mnist.runs.loop import Job, Progress, evaluate
 from jax_mnist.runs.record import (
     METRICS,
+    SCHEMA,
     Record,
     RecordError,
     has_diverged,
@@ -65,6 +66,7 @@ def _describe(job: Job, run: Run, validation: Any, evaluation: Evaluation) -> Re
     wrong = np.flatnonzero(prediction != labels).astype(np.int32)
     device = jax.devices()[0]
     return {
+        "schema": SCHEMA,
         "name": run.name,
         "config": run.settings(),
         "seed": run.config.seed,

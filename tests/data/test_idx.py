@@ -22,7 +22,7 @@ def test_a_folder_of_idx_files_is_a_data_set(idx_folder, capsys):
         f"{folder}/{split}: {10 * each} images ({', '.join(f'{n} {each}' for n in range(10))})"
         for split, each in (("train", 5), ("test", 2))
     )
-    assert capsys.readouterr().err.splitlines() == [of_train, of_train, of_test]
+    assert capsys.readouterr().err.splitlines() == [of_train, of_test]
     assert datasets.label_names(folder) == tuple("0123456789")
     assert "beyond the 20 examples of test" in error_of(folder, "test[:21]")
 
