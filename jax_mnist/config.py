@@ -5,9 +5,11 @@ compiled for, and `table()` documents the fields. To add a field, add a row to `
 value.
 """
 
+import difflib
 import functools
 import importlib.util
 import math
+import re
 import runpy
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -173,6 +175,22 @@ def split(config: ConfigDict) -> tuple[FrozenConfigDict, dict[str, float]]:
     return FrozenConfigDict(shared | {"enabled": enabled}), values
 
 
+def no_field(name: str) -> str:
+    """Says that there is no field of this name, and which one may be meant."""
+    close = difflib.get_close_matches(name, [field.name for field in FIELDS], n=1)
+    proposal = f", did you mean {close[0]!r}?" if close else ""
+    return f"a config has no field {name!r:.64}{proposal}"
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a config file, in one line."""
+    if isinstance(error, KeyError) and error.args == ("get_config",):
+        return "it defines no get_config()"
+    if unknown := re.search(r'Key "(.*?)" does not exist', str(error)):
+        return no_field(unknown[1])  # ml_collections lists all fields
+    return f"{type(error).__name__}: {error}"
+
+
 def check(config: ConfigDict) -> None:
     """Validates a config.
 
@@ -237,7 +255,9 @@ def load_file(file: Path) -> tuple[ConfigDict, dict[str, Any]]:
         names = runpy.run_path(str(file))
         config, parts = names["get_config"](), names.get("get_parts", dict)()
     except Exception as error:  # a config file may raise anything
-        raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{file}: {_reason(error)}") from error
+    if config is None:
+        raise ConfigError(f"{file}: get_config() returns nothing: end it with `return config`")
     if type(parts) is not dict:
         raise ConfigError(f"{file}: get_parts() must return a dict; got a {type(parts).__name__}")
     return config, parts

@@ -28,15 +28,14 @@ def write_atomically(path: PathLike, data: bytes) -> None:
     try:
         with contextlib.suppress(FileExistsError):  # if it is a file, open reports that better
             path.parent.mkdir(parents=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError as error:
         message = f"{str(path)!r}: cannot be written: {error.strerror}; nothing was changed"
         raise OSError(message) from error
+    finally:
+        with contextlib.suppress(OSError):  # after the renaming, there is none
+            temporary.unlink()

@@ -1,5 +1,6 @@
 """Shared by the scripts: parsing flags, finding configs, and reporting errors in one line."""
 
+import re
 import signal
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data.datasets import DatasetError
-from jax_mnist.runs.history import HistoryError
+from jax_mnist.runs.record import RecordError
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.study import LostWorkerError, Variant, load_variant
 
@@ -45,9 +46,9 @@ def define_config():
             "config", config_lib.base(), "Sets a field.", sys_argv=_without_config(sys.argv)
         )
     except AttributeError as error:  # an unknown field on the command line
-        reason = error.args[0].args[0] if isinstance(error.args[0], KeyError) else str(error)
-        fail("a config has no field " + reason.replace("\n", ": "))
-    except Exception as error:  # a value that cannot be read
+        name = re.match(r"[\W]*([\w.]*)", str(error.args[0].args[0]))[1]
+        fail(config_lib.no_field(name))
+    except Exception as error:
         fail(error)
 
 
@@ -131,6 +132,15 @@ def run(main):
             sys.exit(0)
         try:
             return flags.FLAGS(_without_config(argv) if "config" in flags.FLAGS else argv)
+        except flags.UnrecognizedFlagError as error:
+            field = "config" in flags.FLAGS and error.flagname in config_lib.base()
+            meant = f"; did you mean --config.{error.flagname}?" if field else ""
+            fail(f"there is no flag --{error.flagname}{meant}")
+        except flags.IllegalFlagValueError as error:
+            if wrong := re.match(r"flag --config\.(\w+)=(.*?): ", str(error)):
+                kind = type(config_lib.base()[wrong[1]]).__name__
+                fail(f"config.{wrong[1]} must be of type {kind}; got {wrong[2]!r:.64}")
+            fail(error)
         except Exception as error:  # flags and config files may raise anything
             fail(error)
 
@@ -145,7 +155,7 @@ def run(main):
             leave("interrupted", 128 + signal.SIGINT)
         except LostWorkerError as error:
             leave(error, 1)
-        except (ConfigError, DatasetError, HistoryError, OSError) as error:
+        except (ConfigError, DatasetError, RecordError, OSError) as error:
             fail(error)
 
     app.run(call, flags_parser=parse)

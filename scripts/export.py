@@ -14,7 +14,7 @@ from command_line import fail, run
 
 from jax_mnist import files
 from jax_mnist.inference.export import FORMATS
-from jax_mnist.inference.predict import load
+from jax_mnist.inference.predict import load_network
 
 _FORMAT = flags.DEFINE_enum("format", "jaxexport", [*FORMATS], "What to write.")
 _OUT = flags.DEFINE_string("out", None, "File to write; the default is RUN/network.FORMAT.")
@@ -24,7 +24,7 @@ def main(arguments):
     if len(arguments) != 1:
         fail("name the folder of one run")
     try:
-        network = load(arguments[0])
+        network = load_network(arguments[0])
     except ValueError as error:
         fail(error)
     out = Path(_OUT.value or Path(arguments[0]) / f"network.{_FORMAT.value}")

@@ -15,8 +15,8 @@ from absl import flags
 from command_line import fail, run
 
 from jax_mnist.analysis import plots
-from jax_mnist.runs import history
-from jax_mnist.runs.run import HISTORY, finished_folders
+from jax_mnist.runs.folder import HISTORY, finished_folders
+from jax_mnist.runs.record import load_record
 
 _OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
 
@@ -24,7 +24,7 @@ _OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
 def main(arguments):
     if not arguments:
         fail("name the folders of one or more runs, or their history.pkl")
-    records = [history.load(file) for path in arguments for file in histories(Path(path))]
+    records = [load_record(file) for path in arguments for file in histories(Path(path))]
     for name, figure in plots.figures(records):
         path = Path(_OUT.value) / name
         plots.save(figure, path)

@@ -21,7 +21,8 @@ from jax_mnist import config as config_lib
 from jax_mnist import files
 from jax_mnist.analysis import plain, statistics
 from jax_mnist.analysis.run import final_accuracy
-from jax_mnist.runs import history, study
+from jax_mnist.runs import study
+from jax_mnist.runs.record import has_diverged
 
 COLUMNS = ("combination", "seeds", "diverged", "accuracy_percent", "low", "high")
 SPLITS = ("train_split", "validation_split")
@@ -84,7 +85,7 @@ def ranking(records):
     """
     ranked, diverged = [], []
     for name, runs in statistics.by_variant(records).items():
-        lost = sum(map(history.has_diverged, runs.values()))
+        lost = sum(map(has_diverged, runs.values()))
         if lost:
             diverged.append([name, len(runs), lost, "", "", ""])
             continue

@@ -12,7 +12,8 @@ from absl import flags
 from command_line import define_config, load_only_variant, run
 
 from jax_mnist.analysis import drawing, plots
-from jax_mnist.runs import display, history, trainer
+from jax_mnist.runs import display, trainer
+from jax_mnist.runs.record import has_diverged
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
 _FRESH = flags.DEFINE_bool("fresh", False, "Start over; what the folder holds is moved aside.")
@@ -28,12 +29,12 @@ def main(arguments):
     own_parts = variant.overrides._asdict()
     records = trainer.train(variant.config, workdir, _FRESH.value, policy, **own_parts)
     for record in records:
-        if not history.has_diverged(record):  # that was reported when it happened
+        if not has_diverged(record):  # that was reported when it happened
             of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
             display.say(f"{record['name']}{of_seed}: {accuracies(record)}")
     draw(records, workdir)
     display.say(f"results in {workdir}/")
-    if any(map(history.has_diverged, records)):
+    if any(map(has_diverged, records)):
         sys.exit(1)
 
 
@@ -53,7 +54,7 @@ def draw(records, workdir):
         "validation_accuracy.png": plots.curves(records, drawing.ACCURACY),
         "validation_loss.png": plots.curves(records, drawing.LOSS),
     }
-    for record in [r for r in records if not history.has_diverged(r)][:1]:
+    for record in [r for r in records if not has_diverged(r)][:1]:
         folder = f"seed-{record['seed']}/" if len(records) > 1 else ""
         figures[f"{folder}misclassified.png"] = plots.misclassified(record)
     for name, figure in figures.items():

@@ -32,18 +32,12 @@ def opened(browser, path, width=1280, color_scheme="light", **options):
         is_mobile=width == 390,
         **options,
     )
-    page, errors = context.new_page(), []
+    page, errors, requests = context.new_page(), [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith(("file:", "data:", "blob:"))
-            else errors.append(request.url)
-        ),
-    )
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(path.resolve().as_uri())
     yield page
     assert not errors
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in requests), requests
     context.close()

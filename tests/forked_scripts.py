@@ -41,15 +41,20 @@ for line in sys.stdin:
 class ForkedScripts:
     """A context manager whose `run` takes what a command line would say.
 
+    Each script runs after the Python code `prelude`.
+
     Example::
 
         with ForkedScripts() as scripts:
             result = scripts.run("scripts/plot.py", "--out=figures", cwd=tmp_path)
     """
 
+    def __init__(self, prelude=""):
+        self._code = prelude + _PARENT
+
     def __enter__(self):
         self._parent = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _PARENT],
+            [sys.executable, "-W", "ignore", "-c", self._code],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         return self

@@ -1,4 +1,4 @@
-"""Imports files that are in no package: scripts and configs."""
+"""Imports files that are in no package: scripts, benchmarks and configs."""
 
 import contextlib
 import importlib.util
@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def as_a_script() -> Iterator[pytest.MonkeyPatch]:
-    """Imports from scripts/ succeed within it, and flags that are defined within it end with it."""
+    """Imports from its folders succeed within it, and flags that are defined in it end with it."""
     known = set(flags.FLAGS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
+        for folder in ("scripts", "benchmarks"):
+            patch.syspath_prepend(ROOT / folder)
         try:
             yield patch
         finally:

@@ -26,7 +26,7 @@ def make_record(
     probabilities[np.arange(examples), prediction] = (0.5 + np.arange(examples) / 1024) % 1
     ramp = np.linspace(1.0, 0.1, epochs)
     return {
-        "schema": 3,
+        "schema": 4,
         "name": name,
         "config": {
             "name": name,

@@ -128,7 +128,7 @@ def test_the_commands_of_a_page_parse(page, user_folder, monkeypatch):
             if word.startswith("configs/"):
                 assert Path(word).exists(), line
         match words:
-            case ["python", script, *arguments] if script.startswith("scripts/"):
+            case ["python", script, *arguments] if script.startswith(("scripts/", "benchmarks/")):
                 call(script, *arguments, only_parse=True)
             case ["python", "-m", "pip", "install", "-e", what]:
                 assert what == "." or what[2:-1] in PROJECT["optional-dependencies"], line
@@ -164,7 +164,9 @@ def test_the_links_and_files_that_a_page_names_exist(page, user_folder):
         file = page.parent / path if path else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
-    for name in re.findall(r"`((?:jax_mnist|scripts|configs|tests|docs)/[\w/.]*)`", text):
+    for name in re.findall(
+        r"`((?:jax_mnist|scripts|benchmarks|configs|tests|docs)/[\w/.]*)`", text
+    ):
         assert (ROOT / name).exists() or (user_folder / name).exists(), name
 
 

@@ -17,7 +17,7 @@ from jax_mnist.analysis import statistics
 from jax_mnist.analysis.run import confusion_matrix, final_accuracy, largest_drop, spread
 from jax_mnist.analysis.statistics import LEVEL, Estimate, Measure, Variants
 from jax_mnist.config import FIELDS, NO_EFFECT, with_defaults
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record
 
 ORIGINAL = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")  # its variants
 

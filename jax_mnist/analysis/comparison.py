@@ -12,7 +12,7 @@ from jax_mnist.analysis.mistakes import HardImage
 from jax_mnist.analysis.statistics import Estimate
 from jax_mnist.config import NO_EFFECT, with_defaults
 from jax_mnist.data.catalogue import CATALOGUE
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record
 
 Quote = Callable[[str], str]  # how a name is written: `code` in Markdown, `str` in plain text
 

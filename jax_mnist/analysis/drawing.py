@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record
 
 DPI = 200
 STYLE: Any = {

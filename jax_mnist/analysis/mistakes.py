@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_mnist.analysis.run import confusion_matrix
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record
 
 
 class HardImage(NamedTuple):

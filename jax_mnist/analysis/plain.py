@@ -10,8 +10,7 @@ from jax_mnist.analysis import opening, planning, run, statistics
 from jax_mnist.analysis.comparison import Comparison
 from jax_mnist.analysis.drawing import shorten
 from jax_mnist.analysis.markup import interval, p_value, signed
-from jax_mnist.runs import history
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record, has_diverged
 
 COLUMNS = ("variant", "seed", "accuracy_percent", "loss", "errors", "best_accuracy_percent",
            "best_epoch", "spread_pp", "largest_drop_pp", "diverged", "seconds")  # fmt: skip
@@ -109,7 +108,7 @@ def results_csv(records: Sequence[Record]) -> str:
                 best.best_epoch,
                 f"{run.spread(record):.6g}",
                 f"{run.largest_drop(record):.6g}",
-                int(history.has_diverged(record)),
+                int(has_diverged(record)),
                 f"{run.seconds(record):.1f}",
             ])  # fmt: skip
     return buffer.getvalue()

@@ -19,8 +19,7 @@ from jax_mnist.analysis import drawing
 from jax_mnist.analysis.drawing import shorten
 from jax_mnist.analysis.run import confusion_matrix, errors
 from jax_mnist.files import PathLike, write_atomically
-from jax_mnist.runs import history
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record, has_diverged, rank_mistakes
 
 # Each of eight lines has its own marker besides its colour, and every other one is dashed.
 _MARKERS = "osD^vPX*"
@@ -89,12 +88,12 @@ def _by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _seed_heights(runs: Sequence[Record], metric: drawing.Metric) -> np.ndarray:
     """The heights of each seed that did not diverge, else of all: `[seeds, epochs]`."""
-    kept = [run for run in runs if not history.has_diverged(run)] or runs
+    kept = [run for run in runs if not has_diverged(run)] or runs
     return np.array([*zip(*map(metric.heights, kept), strict=False)]).T
 
 
 def _legend_text(name: str, runs: Sequence[Record], metric: drawing.Metric) -> str:
-    kept = [run for run in runs if not history.has_diverged(run)] or runs
+    kept = [run for run in runs if not has_diverged(run)] or runs
     of = "" if len(kept) == len(runs) else f" of {len(runs)}"
     seeds = f", {len(kept)}{of} seeds" if len(runs) > 1 else ""
     last = np.mean([run["metrics"][metric.key][-1] for run in kept])
@@ -125,7 +124,7 @@ def _scale_axes(axes: Axes, heights: Sequence[np.ndarray]) -> None:
 @matplotlib.rc_context(drawing.STYLE)
 def misclassified(record: Record, count: int = 25) -> Figure:
     """Draws the (at most `count`) misclassified images that the network was most sure about."""
-    mistakes = history.rank_mistakes(record, count)
+    mistakes = rank_mistakes(record, count)
     names = record["label_names"]
     if not mistakes:
         figure = Figure(figsize=(8, 2))

@@ -21,7 +21,7 @@ from jax_mnist.analysis.blocks import Block, Command, to_markdown
 from jax_mnist.analysis.comparison import Comparison
 from jax_mnist.analysis.markup import code, count, escape, integers
 from jax_mnist.files import PathLike, write_atomically
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record
 
 
 def write(

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mnist.runs import history
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record, has_diverged
 
 LAST_EPOCHS = 5  # the epochs that `spread` covers
 COLLAPSE = 90.0  # percentage points from 100 % down to chance with ten classes
@@ -54,14 +53,14 @@ def errors(record: Record) -> int:
 
 def spread(record: Record) -> float:
     """Returns the standard deviation of the accuracy over `LAST_EPOCHS`, in percentage points."""
-    if history.has_diverged(record):
+    if has_diverged(record):
         return COLLAPSE
     return 100 * float(record["metrics"]["validation_accuracy"][-LAST_EPOCHS:].std())
 
 
 def largest_drop(record: Record) -> float:
     """Returns the largest fall of the accuracy from one epoch to the next, in percentage points."""
-    if history.has_diverged(record):
+    if has_diverged(record):
         return COLLAPSE
     accuracies = record["metrics"]["validation_accuracy"]
     falls = accuracies[:-1] - accuracies[1:]  # not -np.diff, whose largest value may be -0

@@ -20,7 +20,7 @@ from jax_mnist.analysis.markup import (
     signed,
 )
 from jax_mnist.analysis.statistics import Estimate
-from jax_mnist.runs import history
+from jax_mnist.runs.record import has_diverged
 
 FEW_SEEDS = 10
 MAX_CONFUSIONS = 12
@@ -42,7 +42,7 @@ def warnings(study: Comparison) -> list[Block]:
         runs = [
             f"{code(r['name'])} seed {r['seed']} in epoch {len(r['metrics']['train_loss'])}"
             for r in study.all_records
-            if history.has_diverged(r)
+            if has_diverged(r)
         ]
         blocks.append(
             f"**Diverged: {len(runs)} of {count(total, 'run')}.** The loss of {listing(runs)} "

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from jax_mnist.runs import history
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record, has_diverged
 
 LEVEL = 0.05  # of significance; intervals are 95 %
 
@@ -56,7 +55,7 @@ def by_variant(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
 def without_diverged(variants: Variants) -> dict[str, dict[int, Record]]:
     """Drops the runs that diverged, and the variants that have no other runs."""
     kept = {
-        name: {seed: run for seed, run in runs.items() if not history.has_diverged(run)}
+        name: {seed: run for seed, run in runs.items() if not has_diverged(run)}
         for name, runs in variants.items()
     }
     return {name: runs for name, runs in kept.items() if runs}

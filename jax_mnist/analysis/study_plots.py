@@ -15,7 +15,7 @@ from jax_mnist.analysis.drawing import shorten
 from jax_mnist.analysis.markup import count
 from jax_mnist.analysis.mistakes import HardImage
 from jax_mnist.analysis.statistics import Estimate, Variants
-from jax_mnist.runs.history import Record
+from jax_mnist.runs.record import Record
 
 _BLUE = drawing.COLOURS[1]
 

@@ -1,25 +1,31 @@
 """MNIST and its relatives as NumPy arrays, through TFDS and without TensorFlow.
 
 The first `load` prepares an ordinary TFDS directory (`<data_dir>/mnist/3.0.1`, in the array_record
-format), which any TFDS user can read, and keeps the decoded arrays in `<data_dir>/jax_mnist`.
+format), which any TFDS user can read, and caches the decoded arrays in `<data_dir>/jax_mnist`.
 Later loads read and verify only those arrays, and do not import TFDS.
 """
 
+import errno
+import functools
 import hashlib
+import io
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import logging
 
 from jax_mnist import files
-from jax_mnist.data import cache, idx, image_folder, splits, tfds_builder
-from jax_mnist.data.catalogue import CATALOGUE, check_name, is_folder, name_of_contents
-from jax_mnist.data.catalogue import NAMES as NAMES  # re-exported, as is digest below
+from jax_mnist.data import idx, image_folder, splits, tfds_builder
+from jax_mnist.data.catalogue import CATALOGUE, check_name, is_folder, known_name
+from jax_mnist.data.catalogue import NAMES as NAMES  # re-exported
 from jax_mnist.data.types import Dataset, DatasetError, first_line
-from jax_mnist.data.types import digest as digest
+
+_DEFAULT = "~/tensorflow_datasets"  # as in TFDS
 
 
 def load(
@@ -51,80 +57,163 @@ def load(
         or damaged, a download failed, or the data folder cannot be written.
     """
     check_name(name)
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = files.expand_user(root).absolute()
-    if is_folder(name):
-        pictures = image_folder.find(name)
-        return _load_pictures(pictures, split, root) if pictures else _load_idx(name, split)
-    slices = splits.parse(split, CATALOGUE[name].counts)
-    path = root / "jax_mnist" / f"{name.replace('/', '-')}-{CATALOGUE[name].version}.npz"
-    data = cache.read(path, name, {part for part, _, _ in slices})
-    if data is None:
+    root = files.expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT)
+    if str(root) == _DEFAULT:  # there is no home
+        root = Path(os.devnull, _DEFAULT)
+    root = root.absolute()
 
-        def prepare() -> dict[str, Dataset]:
-            return tfds_builder.read_or_prepare(name, root, path.parent, source_dir or None)
+    if not is_folder(name):
+        return _load_known(name, split, root, source_dir or None)
+    folder = files.expand_user(name)
+    if paths := image_folder.find(folder):
+        return _load_pictures(folder, paths, split, root)
+    return _load_idx(folder, split)
 
-        space = CATALOGUE[name].space
-        data = _fill_cache(path, name, CATALOGUE[name].counts, prepare, space)
+
+def _load_known(name: str, split: str, root: Path, source_dir: files.PathLike | None) -> Dataset:
+    info = CATALOGUE[name]
+    slices = splits.parse(split, info.counts)
+    cache = root / "jax_mnist" / f"{name.replace('/', '-')}-{info.version}.npz"
+    staging = cache.with_name("incomplete")
+    prepare = functools.partial(tfds_builder.read_or_prepare, name, root, staging, source_dir)
+    try:
+        data = _read_or_fill(cache, name, slices, prepare, info.space)
+    except DatasetError as error:
+        # What TFDS prepared can be read even if nothing can be written beside it.
+        if prepared := tfds_builder.read(name, root):
+            return splits.take(prepared, slices)
+        if info.packaged is None or source_dir:
+            raise
+        _print_once(f"{error}; until then, the copy of {name} in this package is read")
+        data = {key: _in_order_of_tfds(info.packaged, key) for key in info.counts}
     return splits.take(data, slices)
 
 
-def _load_idx(folder: str, split: str) -> Dataset:
-    parts = {key: idx.read_split(folder, key) for key in ("train", "test")}
-    slices = splits.parse(split, {key: len(part.data.labels) for key, part in parts.items()})
-    _report({key: part.summary for key, part in parts.items()}, slices)
-    return splits.take({key: part.data for key, part in parts.items()}, slices)
+def _in_order_of_tfds(folder: Path, split: str) -> Dataset:
+    """Reads a split of original files in the order that TFDS gives it: sorted by salted digests."""
+    data = idx.read_split(folder, split)
+    keys = [hashlib.md5(f"{split}{number}".encode()).digest() for number in range(len(data.labels))]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Dataset(data.images[order], data.labels[order])
 
 
-def _load_pictures(pictures: image_folder.ImageFolder, split: str, root: Path) -> Dataset:
-    counts = {key: len(paths) for key, paths in pictures.paths.items()}
-    slices = splits.parse(split, counts)
-    _report({key: image_folder.summary(pictures, key) for key in counts}, slices)
-    name = hashlib.sha256(str(pictures.folder.absolute()).encode()).hexdigest()[:16]
-    path = root / "jax_mnist" / f"folder-{name}.npz"
-    contents = image_folder.fingerprint(pictures)
-    data = cache.read(path, contents, {part for part, _, _ in slices})
-    if data is None:
-        space = f"{1 + sum(counts.values()) // 1000:,} MB"
-        data = _fill_cache(path, contents, counts, lambda: image_folder.read(pictures), space)
+@functools.cache
+def _print_once(line: str) -> None:
+    if multiprocessing.parent_process() is None:  # every worker would repeat it
+        print(line, file=sys.stderr, flush=True)
+
+
+def _load_pictures(
+    folder: Path, paths: Mapping[str, list[Path]], split: str, root: Path
+) -> Dataset:
+    slices = splits.parse(split, {key: len(part) for key, part in paths.items()})
+    folder_digest = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()
+    cache = root / "jax_mnist" / f"folder-{folder_digest[:16]}.npz"
+    contents = image_folder.fingerprint(paths)
+    prepare = functools.partial(image_folder.read, paths)
+    space = f"{1 + sum(map(len, paths.values())) // 1000:,} MB"
+    data = _read_or_fill(cache, contents, slices, prepare, space)
+    _print_summaries(folder, data, slices, image_folder.label_names(paths))
     return splits.take(data, slices)
 
 
-def _report(summaries: Mapping[str, str], slices: Sequence[splits.Slice]) -> None:
-    """Prints the summaries of the splits of a folder that are used."""
-    if multiprocessing.parent_process() is None:  # otherwise every worker would repeat it
-        for key in dict.fromkeys(key for key, _, _ in slices):
-            print(summaries[key], file=sys.stderr, flush=True)
+def _load_idx(folder: Path, split: str) -> Dataset:
+    data = {key: idx.read_split(folder, key) for key in ("train", "test")}
+    slices = splits.parse(split, {key: len(part.labels) for key, part in data.items()})
+    _print_summaries(folder, data, slices, tuple("0123456789"))
+    return splits.take(data, slices)
 
 
-def _fill_cache(
-    path: Path,
-    name: str,
-    parts: Iterable[str],
+def _print_summaries(
+    folder: Path, data: Mapping[str, Dataset], slices: Sequence[splits.Slice], names: Sequence[str]
+) -> None:
+    """Says on standard error what those splits of a folder hold that `slices` need."""
+    for key in dict.fromkeys(key for key, _, _ in slices):
+        counts = np.bincount(data[key].labels, minlength=len(names))
+        each = ", ".join(f"{label} {count:,}" for label, count in zip(names, counts, strict=True))
+        name = known_name(data[key])
+        note = f", identical to the original {name}" if name else ""
+        _print_once(f"{folder / key}: {counts.sum():,} images ({each}){note}")
+
+
+def _read_or_fill(
+    cache: Path,
+    contents: str,
+    slices: Sequence[splits.Slice],
     prepare: Callable[[], dict[str, Dataset]],
     space: str,
 ) -> dict[str, Dataset]:
-    """Writes all splits to the cache file `path` unless another process just did."""
+    """Reads the splits that `slices` need from a cache file, which `prepare` fills if necessary.
+
+    `contents` is what identifies the contents of the file, and `space` what filling it takes.
+    """
+    keys = {key for key, _, _ in slices}
+    if data := _read_cache(cache, contents, keys):
+        return data
     import filelock  # imports asyncio, and is needed once for each data set
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
         # The operating system releases the lock however the process ends.
-        with filelock.FileLock(path.with_name("lock")):
-            data = cache.read(path, name, parts)
+        with filelock.FileLock(cache.with_name("lock")):
+            data = _read_cache(cache, contents, keys)  # another process may have written it
             if data is None:
-                if path.exists():
-                    logging.warning("%s is damaged or out of date and will be rewritten", path)
+                if cache.exists():
+                    logging.warning("%s is damaged or out of date and will be rewritten", cache)
                 data = prepare()
-                cache.write(path, name, data)
+                _write_cache(cache, contents, data)
             return data
     except DatasetError:
         raise
     except Exception as error:  # TFDS and array_record report I/O errors as many types
-        raise DatasetError(
-            f"cannot prepare {path.stem} in {path.parent.parent} ({first_line(error)}): make sure "
-            f"that the folder is writable and has {space} free, or name another one as data_dir"
-        ) from error
+        place = f"cannot prepare {cache.stem} in {cache.parent.parent}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            remedy = f"{place}: the disk is full, and {space} are needed"
+        elif isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            remedy = f"{place}: the folder cannot be written ({error.strerror})"
+        else:
+            remedy = f"{place} ({first_line(error)})"
+        raise DatasetError(f"{remedy}; name another folder as data_dir") from error
+
+
+def _read_cache(path: Path, contents: str, keys: Iterable[str]) -> dict[str, Dataset] | None:
+    """Reads splits from a cache file, an `.npz` file of decoded examples, and verifies them.
+
+    Returns:
+      The examples by split, or None if the file is missing, damaged or of other contents.
+    """
+    data: dict[str, Dataset] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for split in keys:
+                data[split] = Dataset(archive[f"{split}_images"], archive[f"{split}_labels"])
+                if str(archive[f"{split}_sha256"]) != digest(contents, split, data[split]):
+                    return None
+    except Exception:  # damaged bytes can make zipfile and NumPy raise almost anything
+        return None
+    return data
+
+
+def _write_cache(path: Path, contents: str, data: Mapping[str, Dataset]) -> None:
+    """Writes all splits to a cache file, whose folder's lock the caller must hold."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink()  # of a process that was killed while it wrote
+    arrays: dict[str, Any] = {}
+    for split, part in data.items():
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = part
+        arrays[f"{split}_sha256"] = np.array(digest(contents, split, part))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    files.write_atomically(path, buffer.getvalue())
+
+
+def digest(contents: str, split: str, data: Dataset) -> str:
+    """Returns the SHA-256 of a text, the name of a split and its examples, in hexadecimal."""
+    result = hashlib.sha256()
+    for array in data:
+        result.update(f"{contents} {split} {array.dtype} {array.shape} ".encode())
+        result.update(np.ascontiguousarray(array).data)
+    return result.hexdigest()
 
 
 def label_names(name: str) -> tuple[str, ...]:
@@ -140,8 +229,8 @@ def label_names(name: str) -> tuple[str, ...]:
     """
     check_name(name)
     if is_folder(name):
-        if pictures := image_folder.find(name):
-            unused = range(len(pictures.label_names), image_folder.CLASSES)
-            return *pictures.label_names, *(f"unused {number}" for number in unused)
-        name = name_of_contents(idx.read_split(name, "test").sha256) or "mnist"
+        if paths := image_folder.find(name):
+            names = image_folder.label_names(paths)
+            return *names, *(f"unused {n}" for n in range(len(names), image_folder.CLASSES))
+        name = known_name(idx.read_split(name, "test")) or "mnist"
     return CATALOGUE[name].label_names

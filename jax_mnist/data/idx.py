@@ -4,37 +4,20 @@ See http://yann.lecun.com/exdb/mnist/ for a description.
 """
 
 import gzip
-import hashlib
 import math
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jax_mnist import files
-from jax_mnist.data import catalogue
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 
 _PREFIXES = {"train": "train", "test": "t10k"}  # of the file names, by split
 _MAX_GZIP_RATIO = 1032  # deflate cannot compress any further
 
 
-class Part(NamedTuple):
-    """One split of a folder of IDX files.
-
-    Attributes:
-      data: The examples, in the order of the files.
-      sha256: The SHA-256 of all pixels followed by all labels, as bytes, in hexadecimal.
-      summary: One line that says what was found and verified.
-    """
-
-    data: Dataset
-    sha256: str
-    summary: str
-
-
-def read_split(folder: files.PathLike, split: str) -> Part:
+def read_split(folder: files.PathLike, split: str) -> Dataset:
     """Reads and validates the images and labels of one split.
 
     The files are `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, with `t10k` instead of
@@ -65,20 +48,7 @@ def read_split(folder: files.PathLike, split: str) -> Part:
         raise DatasetError(
             f"{labels_file} holds the label {labels.max()}: the network has the classes 0 to 9"
         )
-    content = hashlib.sha256(images.data)
-    content.update(labels.data)
-    sha256 = content.hexdigest()
-    counts = np.bincount(labels)
-    low, high = counts[counts > 0].min(), counts.max()
-    name = catalogue.name_of_contents(sha256)
-    gzips = [images_file.suffix, labels_file.suffix].count(".gz")
-    verified = ("sizes", "sizes and one gzip checksum", "sizes and gzip checksums")[gzips]
-    summary = (
-        f"{images_file}: {len(labels):,} images of 28x28 in {np.count_nonzero(counts)} classes, "
-        f"{low:,}{'' if low == high else f' to {high:,}'} images in each; {verified} verified; "
-        + (f"identical to the original {name}" if name else f"SHA-256 of the contents: {sha256}")
-    )
-    return Part(Dataset(images[..., None], labels.astype(np.int32)), sha256, summary)
+    return Dataset(images[..., None], labels.astype(np.int32))
 
 
 def _find(folder: Path, name: str, kind: str) -> Path:

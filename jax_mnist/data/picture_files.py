@@ -30,7 +30,12 @@ def read_grey(path: PathLike) -> np.ndarray:
       PictureError: The file cannot be read, or is not a picture.
     """
     try:
-        return _read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG", "JPEG"]) as picture:
+                picture.draft("L", (MAX_SIDE, MAX_SIDE))
+                picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+                return _grey_levels(_upright(picture))
     except OSError as error:
         reason = error.strerror or "not a PNG or JPEG picture, or a damaged one"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -38,15 +43,6 @@ def read_grey(path: PathLike) -> np.ndarray:
     except (ValueError, SyntaxError, ArithmeticError) as error:  # from Pillow, for damaged files
         reason = f"a damaged picture ({error})"
     raise PictureError(f"{os.fspath(path)!r}: {reason}")
-
-
-def _read(path: PathLike) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-            picture.draft("L", (MAX_SIDE, MAX_SIDE))
-            picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
-            return _grey_levels(_upright(picture))
 
 
 def _upright(picture: Image.Image) -> Image.Image:

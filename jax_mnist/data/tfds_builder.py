@@ -27,40 +27,51 @@ from jax_mnist.data.catalogue import CATALOGUE
 from jax_mnist.data.types import Dataset, DatasetError, first_line
 
 
-def read_or_prepare(
-    name: str, root: Path, work_dir: Path, source_dir: files.PathLike | None
-) -> dict[str, Dataset]:
-    """Reads all splits from the TFDS directory of a data set, and creates it if necessary.
-
-    A directory that exists but cannot be read may belong to someone else: it may be damaged, or in
-    the tfrecord format, which only TensorFlow reads. It is left as it is, and another one is made
-    in `work_dir`.
+def read(name: str, root: Path) -> dict[str, Dataset] | None:
+    """Reads all splits from the TFDS directory of a data set.
 
     Args:
       name: A name in the catalogue.
       root: The TFDS data folder.
-      work_dir: A folder whose lock the caller holds.
-      source_dir: The folder of the original files, or None for the default; see `datasets.load`.
 
-    Raises:
-      DatasetError: A source file is missing or damaged, or a download failed.
-      Exception: A file could not be written; TFDS and array_record raise errors of many types.
+    Returns:
+      The examples; None if there is no directory or it cannot be read. It may belong to someone
+      else, be damaged, or be in the tfrecord format, which only TensorFlow reads.
     """
-    folder, own = (place / name / CATALOGUE[name].version for place in (root, work_dir))
+    folder = root / name / CATALOGUE[name].version
     if folder.exists():
         try:
             return _decode(name, folder)
         except Exception as error:  # array_record and protobuf have their own types
-            message = "cannot read %s (%s): it is left as it is, and %s is used instead"
-            logging.warning(message, folder, first_line(error), own)
-        folder = own
-        if own.exists():
-            try:
-                return _decode(name, own)
-            except Exception as error:
-                logging.warning("%s is damaged (%s) and will be rewritten", own, first_line(error))
-                shutil.rmtree(own)
-    return _prepare(name, folder, work_dir / "incomplete", source_dir)
+            message = "cannot read %s (%s): it is left as it is, and not used"
+            logging.warning(message, folder, first_line(error))
+    return None
+
+
+def read_or_prepare(
+    name: str, root: Path, staging: Path, source_dir: files.PathLike | None
+) -> dict[str, Dataset]:
+    """Reads all splits from the TFDS directory of a data set, and creates it if necessary.
+
+    Args:
+      name: A name in the catalogue.
+      root: The TFDS data folder.
+      staging: A folder for what is not yet complete; it is deleted before and after.
+      source_dir: The folder of the original files, or None for the default; see `datasets.load`.
+
+    Raises:
+      DatasetError: TFDS cannot be imported, a source file is missing or damaged, or a download
+        failed.
+      Exception: A file could not be written; TFDS and array_record raise errors of many types.
+    """
+    try:
+        import tensorflow_datasets  # noqa: F401
+    except Exception as error:  # it raises more than ImportError where its libraries do not fit
+        raise DatasetError(
+            f"cannot prepare {name}, since tensorflow-datasets cannot be imported "
+            f"({first_line(error)}): reinstall it"
+        ) from error
+    return read(name, root) or _prepare(name, root, staging, source_dir)
 
 
 def _decode(name: str, folder: Path) -> dict[str, Dataset]:
@@ -81,16 +92,16 @@ def _decode(name: str, folder: Path) -> dict[str, Dataset]:
             if image.shape != (28, 28) or image.dtype != np.uint8:
                 raise ValueError(f"{split} holds an image of shape {image.shape}, {image.dtype}")
             images[i, :, :, 0], labels[i] = image, example["label"]
-        if labels.min() < 0 or labels.max() > 9:
+        if not 0 <= labels.min() <= labels.max() <= 9:
             raise ValueError(f"{split} holds labels outside 0 to 9")
         data[split] = Dataset(images, labels)
     return data
 
 
 def _prepare(
-    name: str, folder: Path, staging: Path, source_dir: files.PathLike | None
+    name: str, root: Path, staging: Path, source_dir: files.PathLike | None
 ) -> dict[str, Dataset]:
-    """Creates the TFDS directory `folder` and returns its contents."""
+    """Creates a TFDS directory and returns its contents."""
     import tensorflow_datasets as tfds
 
     advice = "get it from {}" if source_dir else "reinstall jax_mnist"
@@ -99,24 +110,20 @@ def _prepare(
     if source_dir is not None:
         source_dir = files.expand_user(source_dir)
         _verify(builder_class, source_dir, advice)
-    message = f"Preparing {name} in {folder} (only once; this takes about a minute)"
+    message = f"Preparing {name} in {root} (only once; this takes about ten seconds)"
     print(message, file=sys.stderr, flush=True)
-    # Whatever an interrupted process left in the staging folder can be deleted, and the directory
-    # is moved into place only after it was read back.
-    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)  # what an interrupted process left
     try:
         tfds.disable_progress_bar()
         builder = builder_class(config=name.partition("/")[2] or None, data_dir=staging)
+        config = tfds.download.DownloadConfig(manual_dir=source_dir, try_download_gcs=False)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=source_dir, try_download_gcs=False
-                ),
-                file_format="array_record",
-            )
-        data = _decode(name, builder.data_path)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(builder.data_path, folder)
+            builder.download_and_prepare(download_config=config, file_format="array_record")
+        data = _decode(name, builder.data_path)  # only what can be read is moved into place
+        folder = root / name / CATALOGUE[name].version
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(builder.data_path, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return data
@@ -135,20 +142,19 @@ def _builder_class(name: str, download: bool) -> Any:
         url_infos = original.url_infos  # TFDS looks for them beside the class's own module
 
         def _split_generators(self, dl_manager: Any) -> Any:
-            def fetch(url: Any) -> Any:
-                archives = dl_manager.download(url)
-                return self._unzip(archives) if name == "emnist/digits" else archives
+            def fetch(urls: Any) -> Any:
+                archives = dl_manager.download(urls)
+                if name != "emnist/digits":
+                    return archives
+                folder = Path(self.data_dir).parent / "unpacked"  # in the staging folder
+                with zipfile.ZipFile(archives) as file:
+                    members = [m for m in file.namelist() if m.startswith("gzip/emnist-digits-")]
+                    file.extractall(folder, members)
+                return str(folder)
 
             manager = types.SimpleNamespace(download_and_extract=fetch, extract=lambda path: path)
             with _announced_download(self) if download else contextlib.nullcontext():
                 return super()._split_generators(manager)
-
-        def _unzip(self, archive: Any) -> str:
-            folder = Path(self.data_dir).parent / "unpacked"  # in the staging folder
-            with zipfile.ZipFile(archive) as file:
-                wanted = [m for m in file.namelist() if m.startswith("gzip/emnist-digits-")]
-                file.extractall(folder, wanted)
-            return str(folder)
 
         def _generate_examples(
             self, num_examples: int, data_path: Any, label_path: Any
@@ -156,18 +162,12 @@ def _builder_class(name: str, download: bool) -> Any:
             images = idx.read_array(Path(data_path), 3)
             labels = idx.read_array(Path(label_path), 1)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield i, {"image": _png(image), "label": int(label)}
+                file = io.BytesIO()
+                Image.fromarray(image).save(file, "PNG", compress_level=1)
+                yield i, {"image": file.getvalue(), "label": int(label)}
 
     Builder.name = name.partition("/")[0]
     return Builder
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
-    """Encodes grey levels `[28, 28]` here, since TFDS encodes arrays with TensorFlow."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    file.seek(0)
-    return file
 
 
 @contextlib.contextmanager

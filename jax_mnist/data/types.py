@@ -1,6 +1,5 @@
-"""The types that the modules of this package exchange, and the digest of a data set."""
+"""What the modules of this package exchange."""
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +19,6 @@ class Dataset(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
-
-
-def digest(name: str, split: str, data: Dataset) -> str:
-    """Returns the SHA-256 of a data set's name, its split and its examples, in hexadecimal."""
-    result = hashlib.sha256()
-    for array in data:
-        result.update(f"{name} {split} {array.dtype} {array.shape} ".encode())
-        result.update(np.ascontiguousarray(array).data)
-    return result.hexdigest()
 
 
 def first_line(error: BaseException) -> str:

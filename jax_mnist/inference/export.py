@@ -60,6 +60,7 @@ def to_safetensors(network: TrainedNetwork) -> bytes:
     norm that adds 1e-5 to the variance. The metadata have one entry, `network`: a JSON object with
     `layers` (`CNN.layers`), `normalization`, `labels` and `seeds`.
     """
+    about = json.dumps(web_page.describe(network))
     tensors = {}
     for module, params in network.variables["params"].items():
         if "kernel" in params:
@@ -68,7 +69,6 @@ def to_safetensors(network: TrainedNetwork) -> bytes:
             continue
         for name, array in (params | network.variables["batch_stats"][module]).items():
             tensors[f"{module}.{_PYTORCH_NAMES[name]}"] = np.asarray(array)
-    about = json.dumps(web_page.describe(network))
     return bytes(safetensors.save(tensors, metadata={"network": about}))
 
 

@@ -72,12 +72,12 @@ def _paper(grey: np.ndarray) -> np.ndarray:
     frame = max(1, min(height, width) // 20)
     border = np.ones_like(grey, bool)
     border[frame:-frame, frame:-frame] = False
-    chosen = border
+    inliers = border
     # A stroke may run into the border: it is an outlier there, and is left out of the next fit.
     for _ in range(3):
-        plane = terms @ np.linalg.lstsq(terms[chosen], grey[chosen], rcond=None)[0]
+        plane = terms @ np.linalg.lstsq(terms[inliers], grey[inliers], rcond=None)[0]
         distance = np.abs(grey - plane)
-        chosen = border & (distance <= 1.5 * np.median(distance[border]) + 1e-6)
+        inliers = border & (distance <= 1.5 * np.median(distance[border]) + 1e-6)
     return plane
 
 

@@ -23,25 +23,23 @@ def to_html(network: TrainedNetwork) -> bytes:
     replicas' probabilities, and each replica's vote.
     """
     record, count = network.records[0], len(network.records)
-    digits = record["label_names"] == list("0123456789")
-    title = "Draw a digit" if digits else "Draw a picture"
-    parameters = f"{record['parameters']:,} parameters"
-    who = f"A network of {parameters}" if count == 1 else f"{count} networks of {parameters} each"
+    single = count == 1
     introduction = (
-        f"{who}, trained as <i>{html.escape(record['name'])}</i>, "
-        f"{'names' if count == 1 else 'name'} it as you draw. "
+        f"{'A network' if single else f'{count} networks'} of {record['parameters']:,} parameters"
+        f"{'' if single else ' each'}, trained as <i>{html.escape(record['name'])}</i>, "
+        f"{'names' if single else 'name'} it as you draw. "
         "Nothing leaves this page: it works without a server."
     )
-    about = describe(network) | {"weights": [*map(_base64, _folded(network))]}
+    about = describe(network)
+    about["weights"] = [base64.b64encode(row.tobytes()).decode() for row in _weights(network)]
     page = Template(_read("page.html")).substitute(
-        title=title,
+        thing="digit" if record["label_names"] == list("0123456789") else "picture",
         style=_read("page.css"),
         introduction=introduction,
-        classes_caption="Probabilities" if count == 1 else "Mean of their probabilities",
-        seen_caption="What the network sees" if count == 1 else "What the networks see",
-        classes="\n".join(map(_class_row, record["label_names"])),
-        votes=_votes([record["seed"] for record in network.records]),
-        network=json.dumps(about).replace("<", "\\u003c"),  # no text can end the script element
+        classes_caption="Probabilities" if single else "Mean of their probabilities",
+        seen_caption=f"What the {'network sees' if single else 'networks see'}",
+        # No text can end the script element.
+        network=json.dumps(about).replace("<", "\\u003c"),
         script="\n".join(map(_read, _SCRIPTS)),
     )
     return page.encode()
@@ -49,7 +47,9 @@ def to_html(network: TrainedNetwork) -> bytes:
 
 def describe(network: TrainedNetwork) -> dict[str, Any]:
     """What has to be known to use the weights of a `CNN`, ready for JSON."""
-    record, model = network.records[0], _cnn(network)
+    record, model = network.records[0], network.model
+    if not isinstance(model, CNN):
+        raise TypeError(f"only a CNN has layers to describe; got a {type(model).__name__}")
     return {
         "name": record["name"],
         "layers": [layer._asdict() for layer in model.layers],
@@ -60,43 +60,19 @@ def describe(network: TrainedNetwork) -> dict[str, Any]:
     }
 
 
-def _cnn(network: TrainedNetwork) -> CNN:
-    if not isinstance(network.model, CNN):
-        raise TypeError(f"only a CNN has layers to describe; got a {type(network.model).__name__}")
-    return network.model
-
-
 def _read(name: str) -> str:
     return (_FILES / name).read_text(encoding="utf-8")
 
 
-def _class_row(label: str) -> str:
-    cells = '<td class="bar"></td><td class="percent"></td>'
-    return f'<tr><th scope="row">{html.escape(label)}</th>{cells}</tr>'
-
-
-def _votes(seeds: list[int]) -> str:
-    if len(seeds) == 1:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row">Seed {seed}</th><td class="vote"></td><td class="percent"></td></tr>'
-        for seed in seeds
-    )
-    return (
-        '<section class="votes">\n<table id="votes">\n<caption>Votes</caption>\n<tbody>\n'
-        f"{rows}\n</tbody>\n</table>\n</section>"
-    )
-
-
-def _folded(network: TrainedNetwork) -> np.ndarray:
-    """The weights in the order of use, float32 `[replicas, parameters]`.
+def _weights(network: TrainedNetwork) -> np.ndarray:
+    """The weights in the order of use, little-endian float32 `[replicas, parameters]`.
 
     Each kernel is followed by the scale and the offset of its norm, if it has one: in inference, a
     norm maps a channel `x` to `scale * x + offset`.
     """
     params, stats = network.variables["params"], network.variables["batch_stats"]
-    model = _cnn(network)
-    norm: Any = model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)
+    model: Any = network.model
+    norm = model.norm(use_running_average=True, axis=3, batch_axis=0, name=None)
     arrays: list[np.ndarray] = []
     for number, layer in enumerate(model.layers, start=1):
         arrays.append(params[f"conv{number}"]["kernel"])
@@ -104,8 +80,5 @@ def _folded(network: TrainedNetwork) -> np.ndarray:
             gain, running = params[f"norm{number}"], stats[f"norm{number}"]
             scale = gain["scale"] / np.sqrt(running["var"] + norm.epsilon)
             arrays += [scale, gain["bias"] - running["mean"] * scale]
-    return np.concatenate([array.reshape(len(array), -1) for array in arrays], 1)
-
-
-def _base64(weights: np.ndarray) -> str:
-    return base64.b64encode(weights.astype("<f4").tobytes()).decode()
+    flat = [array.reshape(len(array), -1) for array in arrays]
+    return np.concatenate(flat, 1).astype("<f4")

@@ -19,9 +19,10 @@ from flax import serialization
 
 from jax_mnist import files
 from jax_mnist.config import ConfigError
-from jax_mnist.runs import display, history
+from jax_mnist.runs import display
 from jax_mnist.runs.folder import CHECKPOINTS, Run
 from jax_mnist.runs.loop import Job, Progress
+from jax_mnist.runs.record import METRICS
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.state import TrainState
 from jax_mnist.training.step import StepMetrics
@@ -46,8 +47,7 @@ def save(job: Job, progress: Progress, keep: int) -> None:
             "state": serialization.to_state_dict(of_run[0]),
             "partial": of_run[1]._asdict(),
             "epochs": {
-                key: np.array([epoch[key][number] for epoch in progress.epochs])
-                for key in history.METRICS
+                key: np.array([epoch[key][number] for epoch in progress.epochs]) for key in METRICS
             },
             "seconds": float(progress.seconds[number]),
             "data": job.data_digests,
@@ -97,7 +97,7 @@ def restore(job: Job, progress: Progress, step: int) -> Progress:
         state=dataclasses.replace(plain, key=jax.random.wrap_key_data(plain.key)),
         step=step,
         epochs=tuple(
-            {key: np.array([of_run[key][number] for of_run in epochs]) for key in history.METRICS}
+            {key: np.array([of_run[key][number] for of_run in epochs]) for key in METRICS}
             for number in range(len(epochs[0]["seconds"]))
         ),
         partial=StepMetrics(**{k: np.stack([p[k] for p in partial]) for k in partial[0]}),
@@ -110,7 +110,7 @@ def _checked(contents: dict[str, Any], template: TrainState) -> dict[str, Any]:
     state = serialization.from_state_dict(template, contents["state"])
     expected = jax.tree.map(operator.itemgetter(0), template)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
-    if {*contents["epochs"]} != {*history.METRICS} or not contents["partial"]["loss"].ndim:
+    if {*contents["epochs"]} != {*METRICS} or not contents["partial"]["loss"].ndim:
         raise ValueError
     return {
         "state": state,

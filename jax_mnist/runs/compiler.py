@@ -1,7 +1,10 @@
 """How this process compiles programs: the caches on disk, and the same digits everywhere."""
 
+import functools
 import os
+import re
 import warnings
+from importlib import metadata
 
 import jax
 from jax._src import xla_bridge  # whether JAX has started is known nowhere else
@@ -10,6 +13,7 @@ from jax_mnist.config import ConfigError
 from jax_mnist.nn import library
 
 _SAME_DIGITS = "--xla_cpu_max_isa=AVX2"
+_PLUGIN = r"jax[-_]cuda\d+[-_]plugin"
 
 
 def configure() -> None:
@@ -23,6 +27,7 @@ def configure() -> None:
       ConfigError: See `ask_for_same_digits`.
     """
     ask_for_same_digits()
+    _check_plugins()
     library.start()
     cache = library.cache_folder()
     if cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -55,6 +60,19 @@ def ask_for_same_digits() -> None:
             f"other processors, unless XLA_FLAGS={_SAME_DIGITS} is set before JAX starts",
             stacklevel=3,
         )
+
+
+@functools.cache  # once is enough
+def _check_plugins() -> None:
+    """Warns if the GPU's plugin is of another version than JAX, which then does not use the GPU."""
+    ours = metadata.version("jaxlib")
+    for name in {d.name for d in metadata.distributions() if re.fullmatch(_PLUGIN, d.name or "")}:
+        if (version := metadata.version(name)) != ours:
+            warnings.warn(
+                f"{name} {version} does not fit jaxlib {ours}, so that JAX cannot use the GPU: "
+                f"python -m pip install jax=={version} jaxlib=={version}, or upgrade {name}",
+                stacklevel=4,
+            )
 
 
 def _cores() -> int | None:

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from jax_mnist.runs import history
 from jax_mnist.runs.folder import Run
-from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Job, Progress
+from jax_mnist.runs.record import Record, has_diverged
 
 Observer = Callable[[Job, Progress], None]
 Update = Callable[[float, str], None]
@@ -83,7 +82,7 @@ def run_line(number: int, runs: int, record: Record, width: int = 0) -> str:
     metrics = record["metrics"]
     epochs = len(metrics["validation_accuracy"])
     result = f"val acc {_percent(metrics['validation_accuracy'][-1])}"
-    if history.has_diverged(record):
+    if has_diverged(record):
         result = f"diverged in epoch {epochs}/{record['config']['epochs']}"
     of_run = f"{record['name']:{width}}  seed {record['seed']}"
     return f"{_count('run', number, runs)}  {of_run}  {result}  {metrics['seconds'].sum():.0f} s"

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist import files
 from jax_mnist.config import NO_EFFECT, ConfigError
-from jax_mnist.runs import history
+from jax_mnist.runs.record import load_record
 from jax_mnist.training.parts import AS_CONFIGURED, Overrides
 
 CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
@@ -106,7 +106,7 @@ def is_finished(run: Run) -> bool:
 
     Raises:
       ConfigError: The folder holds another run, finished or not.
-      HistoryError: The history cannot be read.
+      RecordError: The history cannot be read.
     """
     finished = (run.workdir / HISTORY).exists()
     there = config_lib.with_defaults(_settings_in(run.workdir) or run.settings())
@@ -124,7 +124,7 @@ def is_finished(run: Run) -> bool:
 def _settings_in(folder: Path) -> dict[str, Any] | None:
     """The settings of the run that a folder holds, finished or not; None if it holds none."""
     if (folder / HISTORY).exists():
-        settings: dict[str, Any] = history.load(folder / HISTORY)["config"]
+        settings: dict[str, Any] = load_record(folder / HISTORY)["config"]
         return settings
     begun = folder / CONFIG
     if not begun.exists():

@@ -17,8 +17,8 @@ from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.runs import history
 from jax_mnist.runs.folder import Run
+from jax_mnist.runs.record import METRICS
 from jax_mnist.training import augment
 from jax_mnist.training import mesh as mesh_lib
 from jax_mnist.training.evaluation import Evaluation, evaluate_replicas
@@ -30,7 +30,7 @@ from jax_mnist.training.step import StepMetrics, epoch_orders, train_steps
 # That of a GPU is an estimate from the bytes that a step moves.
 MAX_STEPS_PER_CALL = {"cpu": 30, "gpu": 9600}
 
-EpochMetrics = dict[str, np.ndarray]  # the names of history.METRICS; each float64 [runs]
+EpochMetrics = dict[str, np.ndarray]  # the names of METRICS; each float64 [runs]
 
 
 class Job(NamedTuple):
@@ -93,7 +93,7 @@ class Progress:
         """The complete epochs of one run, up to the first whose loss is not finite."""
         epochs: list[dict[str, float]] = []
         for epoch in self.epochs:
-            of_run = {key: float(epoch[key][number]) for key in history.METRICS}
+            of_run = {key: float(epoch[key][number]) for key in METRICS}
             epochs.append(of_run)
             if not np.isfinite([of_run["train_loss"], of_run["validation_loss"]]).all():
                 break

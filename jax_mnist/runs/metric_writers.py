@@ -4,7 +4,7 @@ Both are in the run's folder. Each epoch is appended to them, and they are rewri
 checkpoint when training resumes, so that no epoch is missing or repeated.
 
 Each line of `metrics.jsonl` is one epoch in strict JSON: `epoch`, counted from 1, and the metrics
-of `history`. Values that are not finite are null, which pandas, jq and JavaScript can read.
+of `record`. Values that are not finite are null, which pandas, jq and JavaScript can read.
 """
 
 import io
@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image
 
 from jax_mnist import files
-from jax_mnist.runs import history
 from jax_mnist.runs.folder import METRICS, Run
 from jax_mnist.runs.loop import Job, Progress
+from jax_mnist.runs.record import Mistake, Record, rank_mistakes
 
 EVENTS = "events.out.tfevents.jax_mnist"
 
@@ -72,18 +72,18 @@ def add(job: Job, progress: Progress) -> None:
                 _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), epochs[-1])))
 
 
-def end(run: Run, record: history.Record) -> None:
+def end(run: Run, record: Record) -> None:
     """Adds the misclassified images to TensorBoard's file; raises as `begin` does."""
     if run.config.tensorboard:
         step = len(record["metrics"]["seconds"])
         images = [
             {"step": step, "summary": _image(rank, mistake, record["label_names"])}
-            for rank, mistake in enumerate(history.rank_mistakes(record, _IMAGES), 1)
+            for rank, mistake in enumerate(rank_mistakes(record, _IMAGES), 1)
         ]
         _write(run.workdir / EVENTS, "ab", _events(*images))
 
 
-def _image(rank: int, mistake: history.Mistake, names: list[str]) -> Any:
+def _image(rank: int, mistake: Mistake, names: list[str]) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     size = tuple(_ENLARGED * side for side in mistake.image.shape)

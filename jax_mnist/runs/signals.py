@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -22,27 +23,32 @@ class StoppedError(Exception):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list; a SIGINT after either of them ends the process.
+    """Collects SIGINT and SIGTERM in a list; a SIGINT after either of them leaves at once.
 
-    A SIGINT that is ignored stays ignored, as under `nohup`. Only the main thread of a process can
-    collect signals; in another one the list stays empty.
+    In a script it ends the process; in a notebook, whose process has to live on, it raises
+    KeyboardInterrupt. A SIGINT that is ignored stays ignored, as under `nohup`. Only the main
+    thread of a process can collect signals; in another one the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    is_script = hasattr(sys.modules["__main__"], "__file__")
+
+    def receive(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT and not is_script:
+            raise KeyboardInterrupt
+        received.append(number)
+
     # A Python handler has to wait until a call into compiled code ends, which may be a
     # compilation; a thread can read what the system writes into a pipe at once.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    threading.Thread(target=_answer, args=(reader,), daemon=True).start()
+    threading.Thread(target=_answer, args=(reader, is_script), daemon=True).start()
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         numbers.append(signal.SIGINT)
-    handlers = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in numbers
-    }
+    handlers = {number: signal.signal(number, receive) for number in numbers}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield received
@@ -53,13 +59,14 @@ def stop_signals() -> Iterator[list[int]]:
         os.close(writer)
 
 
-def _answer(reader: int) -> None:
-    """Answers the first Ctrl-C, and leaves at the second; ends when the pipe is closed."""
+def _answer(reader: int, may_leave: bool) -> None:
+    """Answers the first Ctrl-C, and may leave at the second; ends when the pipe is closed."""
     asked = False
     while number := os.read(reader, 1):
         if number[0] == signal.SIGINT:
-            if asked:
+            if asked and may_leave:
                 os._exit(128 + signal.SIGINT)
-            os.write(2, _ANSWER)
+            if not asked:
+                os.write(2, _ANSWER)
         asked = asked or number[0] in (signal.SIGINT, signal.SIGTERM)
     os.close(reader)

@@ -25,11 +25,11 @@ from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.files import PathLike
 from jax_mnist.nn import kernels
-from jax_mnist.runs import compiler, display, folder, history, trainer
+from jax_mnist.runs import compiler, display, folder, trainer
 from jax_mnist.runs.display import RunsDisplay
 from jax_mnist.runs.folder import HISTORY, Run
-from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Job, Progress
+from jax_mnist.runs.record import Record, load_record
 from jax_mnist.runs.signals import StoppedError, stop_signals
 from jax_mnist.training.parts import AS_CONFIGURED, Overrides, make_overrides
 
@@ -111,7 +111,7 @@ def grid(variant: Variant, vary: Mapping[str, Sequence[str]]) -> dict[str, Varia
     choices = []
     for field, texts in vary.items():
         if field not in variant.config:
-            raise ConfigError(f"config has no field {field!r}")
+            raise ConfigError(config_lib.no_field(field))
         kind = type(variant.config[field])
         try:
             values = [_BOOLEANS[text] if kind is bool else kind(text) for text in texts]
@@ -133,11 +133,11 @@ def finished(workdir: PathLike) -> list[Record]:
     """The records of a study's finished runs, in `workdir/VARIANT/seed-N`.
 
     Raises:
-      HistoryError: A history cannot be read.
+      RecordError: A history cannot be read.
     """
     variants = sorted(path for path in Path(workdir).glob("*") if path.is_dir())
     return [
-        {**history.load(of_seed / HISTORY), "name": variant.name}
+        {**load_record(of_seed / HISTORY), "name": variant.name}
         for variant in variants
         for of_seed in folder.finished_folders(variant)
     ]
@@ -154,7 +154,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
       ConfigError: A folder holds a run of another config, and nothing was trained; or see
         `trainer.train_together`.
       DatasetError: The data cannot be loaded.
-      HistoryError: A history cannot be read.
+      RecordError: A history cannot be read.
       LostWorkerError: A worker process was killed; the others saved checkpoints.
       StoppedError: SIGINT or SIGTERM was received; checkpoints were saved.
     """
@@ -172,7 +172,7 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
             for group in groups:
                 _train_group(unfinished, group, shown)
     # A finished run may have been trained alone, under another name.
-    return [{**history.load(run.workdir / HISTORY), "name": run.name} for run in runs]
+    return [{**load_record(run.workdir / HISTORY), "name": run.name} for run in runs]
 
 
 def _train_group(runs: Sequence[Run], group: Sequence[Run], shown: RunsDisplay) -> None:
@@ -184,7 +184,7 @@ def _train_group(runs: Sequence[Run], group: Sequence[Run], shown: RunsDisplay) 
 
     trainer.train_together(group, observe)
     for number in numbers:
-        shown.finish(number, history.load(runs[number].workdir / HISTORY))
+        shown.finish(number, load_record(runs[number].workdir / HISTORY))
 
 
 def _train_on_every_core(runs: Sequence[Run], shown: RunsDisplay) -> None:
@@ -206,7 +206,7 @@ def _train_on_every_core(runs: Sequence[Run], shown: RunsDisplay) -> None:
                 for future in done:
                     future.result()
                     number = futures[future]
-                    shown.finish(number, history.load(runs[number].workdir / HISTORY))
+                    shown.finish(number, load_record(runs[number].workdir / HISTORY))
         except BrokenProcessPool:
             stop.set()
             _wait_for_workers()

@@ -19,10 +19,17 @@ from jax_mnist import files
 from jax_mnist.config import with_defaults
 from jax_mnist.files import PathLike
 from jax_mnist.nn.cnn import parameter_count
-from jax_mnist.runs import history
 from jax_mnist.runs.folder import HISTORY, VARIABLES, Run, finished_folders
-from jax_mnist.runs.history import HistoryError, Record
 from jax_mnist.runs.loop import Job, Progress, evaluate
+from jax_mnist.runs.record import (
+    METRICS,
+    SCHEMA,
+    Record,
+    RecordError,
+    has_diverged,
+    load_record,
+    save_record,
+)
 from jax_mnist.training import recipe
 from jax_mnist.training.augment import Normalization
 from jax_mnist.training.evaluation import Evaluation
@@ -34,7 +41,7 @@ _PACKAGES = ("jax_mnist", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow
 
 
 def make_results(job: Job, progress: Progress) -> list[tuple[Record, dict[str, Any]]]:
-    """The record of every run, as `history` describes it, and its variables as NumPy arrays."""
+    """The record of every run, as `record` describes it, and its variables as NumPy arrays."""
     evaluations = evaluate(job, progress.state, probabilities=True)
     variables = jax.device_get(jax.vmap(inference_variables)(job.hyper, progress.state))
     validation = jax.device_get(job.validation)
@@ -43,10 +50,10 @@ def make_results(job: Job, progress: Progress) -> list[tuple[Record, dict[str, A
         of_run = jax.tree.map(operator.itemgetter(number), variables)
         epochs = progress.epochs_of(number)
         record = _describe(job, run, validation, evaluation) | {
-            "metrics": {key: np.array([epoch[key] for epoch in epochs]) for key in history.METRICS},
+            "metrics": {key: np.array([epoch[key] for epoch in epochs]) for key in METRICS},
             "parameters": parameter_count(of_run["params"]),
         }
-        sound = not history.has_diverged(record)
+        sound = not has_diverged(record)
         record["variables_sha256"] = hashlib.sha256(_to_bytes(of_run)).hexdigest() if sound else ""
         results.append((record, of_run))
     return results
@@ -59,7 +66,7 @@ def _describe(job: Job, run: Run, validation: Any, evaluation: Evaluation) -> Re
     wrong = np.flatnonzero(prediction != labels).astype(np.int32)
     device = jax.devices()[0]
     return {
-        "schema": history.SCHEMA,
+        "schema": SCHEMA,
         "name": run.name,
         "config": run.settings(),
         "seed": run.config.seed,
@@ -93,7 +100,7 @@ def save_results(workdir: Path, record: Record, variables: dict[str, Any]) -> No
     """Writes the variables, unless the run diverged, then the record, which marks it finished."""
     if record["variables_sha256"]:
         files.write_atomically(workdir / VARIABLES, _to_bytes(variables))
-    history.save(workdir / HISTORY, record)
+    save_record(workdir / HISTORY, record)
 
 
 def _to_bytes(variables: dict[str, Any]) -> bytes:
@@ -106,7 +113,7 @@ def load_variables(workdir: PathLike) -> dict[str, Any]:
 
     Example::
 
-        record = history.load("runs/gbn/history.pkl")
+        record = load_record("runs/gbn/history.pkl")
         network = recipe.make_model(ConfigDict(record["config"]))
         variables = load_variables("runs/gbn")
         test = datasets.load("mnist", "test")
@@ -114,16 +121,14 @@ def load_variables(workdir: PathLike) -> dict[str, Any]:
 
     Raises:
       OSError: The file cannot be read.
-      HistoryError: The file is damaged or belongs to another run, or the history beside it, which
+      RecordError: The file is damaged or belongs to another run, or the history beside it, which
         has the file's checksum, cannot be read.
     """
     path = Path(workdir) / VARIABLES
     data = path.read_bytes()
-    checksum = history.load(path.with_name(HISTORY))["variables_sha256"]
+    checksum = load_record(path.with_name(HISTORY))["variables_sha256"]
     if checksum != hashlib.sha256(data).hexdigest():
-        raise HistoryError(
-            f"{path} is damaged or belongs to another run: train again to replace it"
-        )
+        raise RecordError(f"{path} is damaged or belongs to another run: train again to replace it")
     variables: dict[str, Any] = flax.serialization.msgpack_restore(data)
     return variables
 
@@ -132,7 +137,7 @@ class TrainedNetwork(NamedTuple):
     """The replicas of a finished run that did not diverge.
 
     Attributes:
-      records: One record per replica, in the order of their folders; `history` describes them.
+      records: One record per replica, in the order of their folders; see `record`.
       model: The network.
       variables: `{"params": ..., "batch_stats": ...}`, each leaf with a leading axis of replicas.
     """
@@ -161,7 +166,7 @@ def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNe
       model: The network that was passed to `trainer.train`, if one was.
 
     Raises:
-      HistoryError: The folder holds no finished run, its history cannot be read, every replica
+      RecordError: The folder holds no finished run, its history cannot be read, every replica
         diverged, `model` is not what was trained, or the weights are damaged or belong to another
         network.
       OSError: The weights cannot be read.
@@ -170,7 +175,7 @@ def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNe
     config = next(iter(records.values()))["config"]
     trained, given = config.get("model"), Overrides(model).names().get("model")
     if trained != given:
-        raise HistoryError(
+        raise RecordError(
             f"{workdir} holds {_network_name(trained)}, not {_network_name(given)}: pass the model "
             "to predict.load_network that was passed to train"
         )
@@ -181,7 +186,7 @@ def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNe
     variables = {folder: load_variables(folder) for folder in records}
     for folder, of_folder in variables.items():
         if jax.tree.map(np.shape, of_folder) != jax.tree.map(np.shape, expected):
-            raise HistoryError(f"{folder} holds weights of another network")
+            raise RecordError(f"{folder} holds weights of another network")
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *variables.values())
     return TrainedNetwork(list(records.values()), model, stacked)
 
@@ -194,9 +199,9 @@ def _load_sound_records(workdir: Path) -> dict[Path, Record]:
     """Returns the records of all replicas that did not diverge, by folder; at least one."""
     folders = finished_folders(workdir)
     if not folders:
-        raise HistoryError(f"{workdir} holds no finished run: train one, or name another folder")
-    records = {folder: history.load(folder / HISTORY) for folder in folders}
-    sound = {f: record for f, record in records.items() if not history.has_diverged(record)}
+        raise RecordError(f"{workdir} holds no finished run: train one, or name another folder")
+    records = {folder: load_record(folder / HISTORY) for folder in folders}
+    sound = {f: record for f, record in records.items() if not has_diverged(record)}
     if not sound:
-        raise HistoryError(f"{workdir} holds a run that diverged: it has no weights to use")
+        raise RecordError(f"{workdir} holds a run that diverged: it has no weights to use")
     return sound

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist.files import PathLike
 from jax_mnist.nn.cnn import CNN, layer_table
-from jax_mnist.runs import checkpoints, compiler, display, folder, history, loop, metric_writers
+from jax_mnist.runs import checkpoints, compiler, display, folder, loop, metric_writers
 from jax_mnist.runs.display import Observer
 from jax_mnist.runs.folder import HISTORY, Run
-from jax_mnist.runs.history import Record
 from jax_mnist.runs.loop import Job, Progress
+from jax_mnist.runs.record import Record, load_record
 from jax_mnist.runs.signals import StoppedError, stop_signals
 from jax_mnist.runs.trained import make_results, save_results
 from jax_mnist.training.parts import Augment, Loss, MakeOptimizer, Overrides
@@ -72,7 +72,7 @@ def train(
     Raises:
       ConfigError: A value is invalid, or the folder holds a run of another config or other parts.
       DatasetError: The data cannot be loaded.
-      HistoryError: The folder holds a history that cannot be read.
+      RecordError: The folder holds a history that cannot be read.
       OSError: A file could not be written.
       StoppedError: See `train_together`.
     """
@@ -100,7 +100,7 @@ def train(
             )
         with display.of_epochs(config.epochs) as observe:
             train_together(group, observe, policy)
-    return [history.load(run.workdir / HISTORY) for run in runs]
+    return [load_record(run.workdir / HISTORY) for run in runs]
 
 
 def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
@@ -108,7 +108,7 @@ def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
 
     Raises:
       ConfigError: A folder holds a run of another config.
-      HistoryError: A folder holds a history that cannot be read.
+      RecordError: A folder holds a history that cannot be read.
     """
     unfinished = [run for run in runs if not folder.is_finished(run)]
     return [

@@ -5,7 +5,7 @@ import pytest
 from records import diverged, make_record
 
 from jax_mnist.analysis import run as one_run
-from jax_mnist.runs import history
+from jax_mnist.runs.record import rank_mistakes
 
 
 def hand_made():
@@ -35,7 +35,7 @@ def hand_made():
 def test_mistakes_come_surest_first():
     found = [
         (m.image[0, 0], m.label, m.prediction, m.probability, m.position)
-        for m in history.rank_mistakes(hand_made(), 25)
+        for m in rank_mistakes(hand_made(), 25)
     ]
     assert found == [
         (14, 2, 1, 1.0, 4),
@@ -51,24 +51,24 @@ def test_equally_sure_mistakes_stay_in_the_order_of_the_data():
     record["predictions"]["probabilities"][100:] = 0.75
     positions = record["mistakes"]["index"].tolist()
     expected = [p for p in positions if p >= 100] + [p for p in positions if p < 100]
-    assert [m.position for m in history.rank_mistakes(record, 100)] == expected
+    assert [m.position for m in rank_mistakes(record, 100)] == expected
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 25])
 def test_no_more_mistakes_than_asked_for(count):
-    positions = [mistake.position for mistake in history.rank_mistakes(hand_made(), count)]
+    positions = [mistake.position for mistake in rank_mistakes(hand_made(), count)]
     assert positions == [4, 2, 5, 1][:count]
 
 
 def test_a_probability_that_is_no_number_comes_last():
     record = hand_made()
     record["predictions"]["probabilities"][4] = np.nan
-    assert [m.position for m in history.rank_mistakes(record, 25)] == [2, 5, 1, 4]
+    assert [m.position for m in rank_mistakes(record, 25)] == [2, 5, 1, 4]
 
 
 def test_a_negative_count_is_an_error():
     with pytest.raises(ValueError, match="count must not be negative, it is -1"):
-        history.rank_mistakes(hand_made(), -1)
+        rank_mistakes(hand_made(), -1)
 
 
 def test_confusion_has_true_classes_in_rows():
@@ -100,7 +100,7 @@ def test_summary():
 
 def test_without_mistakes():
     record = make_record(mistakes=0, accuracies=(1.0,))
-    assert history.rank_mistakes(record, 25) == []
+    assert rank_mistakes(record, 25) == []
     assert one_run.confusion_matrix(record).tolist() == np.diag([4] * 10).tolist()
     assert one_run.summary(record) == (1.0, 1.0, 1)
 

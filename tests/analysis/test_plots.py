@@ -18,7 +18,7 @@ from PIL import Image
 from records import diverged, make_record
 
 from jax_mnist.analysis import drawing, mistakes, plots, statistics, study_plots
-from jax_mnist.runs import history
+from jax_mnist.runs.record import save_record
 
 accuracy = functools.partial(plots.curves, metric=drawing.ACCURACY)
 loss = functools.partial(plots.curves, metric=drawing.LOSS)
@@ -428,7 +428,7 @@ def run(*command):
 
 def test_the_script_draws_from_pickles_alone(tmp_path):
     for name in ("bn", "gbn"):
-        history.save(tmp_path / "runs" / name / "history.pkl", make_record(name, mistakes=2))
+        save_record(tmp_path / "runs" / name / "history.pkl", make_record(name, mistakes=2))
     paths = (tmp_path / "runs" / "bn" / "history.pkl", tmp_path / "runs" / "gbn")  # file, folder
     process = run(sys.executable, "scripts/plot.py", *paths, "--out", tmp_path / "new" / "out")
     expected = ["validation_accuracy.png", "validation_loss.png"]
@@ -446,7 +446,7 @@ def test_the_script_draws_from_pickles_alone(tmp_path):
 
 def test_the_script_refuses_bad_files_in_one_line(tmp_path):
     good, bad = tmp_path / "good.pkl", tmp_path / "bad.pkl"
-    history.save(good, make_record())
+    save_record(good, make_record())
     bad.write_bytes(pickle.dumps(eval))
     process = run(sys.executable, "scripts/plot.py", good, bad, "--out", tmp_path / "out")
     assert (process.returncode, process.stdout) == (2, "")

@@ -10,7 +10,7 @@ from records import diverged, make_record, of_variants, study
 from jax_mnist.analysis import claims, plain, report, statistics
 from jax_mnist.analysis.markup import interval, p_value
 from jax_mnist.analysis.run import final_accuracy
-from jax_mnist.runs import history
+from jax_mnist.runs.record import load_record, save_record
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -205,8 +205,8 @@ def test_an_unwritable_folder_ends_in_one_line(tmp_path):
 def test_histories_make_the_same_report_as_records(tmp_path):
     records = study()
     for number, record in enumerate(records):
-        history.save(tmp_path / f"{number:02}.pkl", record)
-    loaded = [history.load(path) for path in sorted(tmp_path.glob("*.pkl"))]
+        save_record(tmp_path / f"{number:02}.pkl", record)
+    loaded = [load_record(path) for path in sorted(tmp_path.glob("*.pkl"))]
     assert report.text(loaded) == report.text(records)
 
 

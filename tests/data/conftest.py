@@ -3,7 +3,6 @@
 import functools
 import gzip
 import http.server
-import shutil
 import threading
 import types
 
@@ -12,18 +11,13 @@ import numpy as np
 import pytest
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """KMNIST as a few digits of MNIST, served over HTTP as TFDS expects the real one."""
     served = tmp_path / "served"
     served.mkdir()
     idx_files.write_source(served)
-    handler = functools.partial(Server, directory=served)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
@@ -38,26 +32,16 @@ def small(tmp_path, monkeypatch):
         check=functools.partial(idx_files.check_kmnist, data_dir),
         cache=data_dir / "jax_mnist" / "kmnist-3.0.1.npz",
         folder=data_dir / "kmnist" / "3.0.1",
-        own=data_dir / "jax_mnist" / "kmnist" / "3.0.1",
     )
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    return tmp_path_factory.mktemp("template") / "data"
-
-
 @pytest.fixture
-def prepared(small, template):
-    """The small KMNIST after it was loaded; only the first test prepares it."""
-    if template.exists():
-        shutil.copytree(template, small.data_dir)
-    else:
-        small.check()
-        shutil.copytree(small.data_dir, template)
+def prepared(small):
+    """The small KMNIST after it was loaded."""
+    small.check()
     return small
 
 

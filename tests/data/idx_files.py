@@ -7,6 +7,7 @@ import hashlib
 import importlib
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
@@ -81,3 +82,29 @@ def files_below(folder):
     """All files, without the lock, which the lock library may keep or delete."""
     paths = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     return [path for path in paths if path != "jax_mnist/lock"]
+
+
+COMPLETE = [
+    "jax_mnist/kmnist-3.0.1.npz",
+    "kmnist/3.0.1/dataset_info.json",
+    "kmnist/3.0.1/features.json",
+    "kmnist/3.0.1/kmnist-test.array_record-00000-of-00001",
+    "kmnist/3.0.1/kmnist-train.array_record-00000-of-00001",
+    "kmnist/3.0.1/label.labels.txt",
+]
+
+
+def error_of(*args):
+    """The message of the DatasetError that a load must raise, in one line."""
+    with pytest.raises(datasets.DatasetError) as error:
+        datasets.load(*args)
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+def flip(data, position):
+    """The bytes with one bit changed."""
+    changed = bytearray(data)
+    changed[position] ^= 1
+    return bytes(changed)

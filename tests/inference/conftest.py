@@ -20,7 +20,7 @@ from records import make_record
 
 from jax_mnist import config
 from jax_mnist.data import datasets
-from jax_mnist.runs import history
+from jax_mnist.runs.record import save_record
 
 TRAINED = Path(__file__).parent / "trained"
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
         record = make_record("gbn", seed)
         record["config"] = settings.to_dict() | {"seed": seed}
         record["variables_sha256"] = hashlib.sha256(weights).hexdigest()
-        history.save(folder / "history.pkl", record)
+        save_record(folder / "history.pkl", record)
     return workdir
 
 

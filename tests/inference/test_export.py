@@ -13,7 +13,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from jax_mnist.inference import export
-from jax_mnist.inference.predict import load
+from jax_mnist.inference.predict import load_network, predict
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "inference.md").read_text()
@@ -44,28 +44,23 @@ def test_the_documented_lines_need_nothing_but_jax(exported_file, images, record
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), recorded.mean(0), atol=1e-5)
 
 
-def test_the_function_takes_any_batch_size_on_the_platforms_it_names(
-    exported_file, images, recorded
-):
+def test_the_function_takes_any_batch_size_on_the_platforms_it_names(exported_file, images):
     exported = jax.export.deserialize(bytearray(exported_file.read_bytes()))
     assert exported.platforms == ("cpu", "cuda")
-    for batch in (images, images[:1]):
-        probabilities = exported.call(batch)
-        assert probabilities.shape == (len(batch), 10) and probabilities.dtype == np.float32
-        np.testing.assert_allclose(probabilities, recorded.mean(0)[: len(batch)], atol=1e-5)
+    probabilities = exported.call(images[:1])
+    assert probabilities.shape == (1, 10) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, exported.call(images)[:1], atol=1e-5)
 
 
 def test_the_constants_of_another_data_set_are_exported_with_the_network(run, images):
-    network = load(run / "seed-0")
+    network = load_network(run / "seed-0")
     (record,) = network.records
     # Half of both constants, for pixels of half the value, give the same normalised image.
     halves = {key: value / 2 for key, value in record["normalization"].items()}
     halved = network._replace(records=[record | {"normalization": halves}])
-    whole, half = (
-        jax.export.deserialize(bytearray(export.to_jaxexport(exported))).call(levels)
-        for exported, levels in ((network, images // 2 * 2), (halved, images // 2))
-    )
-    np.testing.assert_allclose(whole, half, atol=1e-5)
+    exported = jax.export.deserialize(bytearray(export.to_jaxexport(halved)))
+    even = images // 2 * 2
+    np.testing.assert_allclose(exported.call(even // 2), predict(network, even), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["html", "safetensors"])
@@ -76,20 +71,18 @@ def test_the_script_writes_other_formats_into_the_folder_of_the_run(run, scripts
     assert result.returncode == 0, result.stderr
     data = (folder / f"network.{kind}").read_bytes()
     assert result.stdout == f"runs/gbn/network.{kind}: 2 replicas, {len(data):,} bytes\n"
-    assert data == export.FORMATS[kind](load(run))
+    assert data == export.FORMATS[kind](load_network(run))
 
 
 def test_tensors_are_named_and_shaped_as_in_pytorch(run):
-    network = load(run)
+    network = load_network(run)
     data = export.to_safetensors(network)
     tensors = safetensors.load(data)
     assert sum(array.size for name, array in tensors.items() if "running" not in name) == 2 * 8546
     kernel = network.variables["params"]["conv2"]["kernel"]
-    assert tensors["conv2.weight"].shape == (2, 16, 10, 3, 3)
-    np.testing.assert_array_equal(tensors["conv2.weight"][1, 5, 3], kernel[1, :, :, 3, 5])
-    for name, kind, key in (("running_var", "batch_stats", "var"), ("weight", "params", "scale")):
-        expected = network.variables[kind]["norm5"][key]
-        np.testing.assert_array_equal(tensors[f"norm5.{name}"], expected)
+    np.testing.assert_array_equal(tensors["conv2.weight"], kernel.transpose(0, 4, 3, 1, 2))
+    variance = network.variables["batch_stats"]["norm5"]["var"]
+    np.testing.assert_array_equal(tensors["norm5.running_var"], variance)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     about = json.loads(header["__metadata__"]["network"])
     assert about["seeds"] == [0, 1] and about["layers"][2]["then"][-1] == "max-pool 2x2"
@@ -97,7 +90,7 @@ def test_tensors_are_named_and_shaped_as_in_pytorch(run):
 
 def test_the_documented_lines_give_the_probabilities_in_pytorch(run, images, recorded, tmp_path):
     pytest.importorskip("torch")
-    (tmp_path / "network.safetensors").write_bytes(export.to_safetensors(load(run)))
+    (tmp_path / "network.safetensors").write_bytes(export.to_safetensors(load_network(run)))
     np.save(tmp_path / "my_digits.npy", images)
     program = IN_PYTORCH.replace("runs/gbn/", "")
     program += "\nnumpy.save('out.npy', logits.softmax(1).detach().numpy())\n"
@@ -105,6 +98,9 @@ def test_the_documented_lines_give_the_probabilities_in_pytorch(run, images, rec
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), recorded[0], atol=1e-5)
 
 
-def test_the_packaged_files_of_the_page_are_named_in_pyproject():
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "inference/web/*" in packaged["package-data"]["jax_mnist"]
+def test_every_file_of_the_package_is_installed_with_it():
+    package = ROOT / "jax_mnist"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["jax_mnist"]
+    files = {path for path in package.rglob("*.*") if not path.suffix.startswith(".py")}
+    assert files <= {path for pattern in patterns for path in package.glob(pattern)}

@@ -25,11 +25,9 @@ def test_a_drawn_digit_fills_the_box_around_its_centre_of_mass(path):
 
 def canvas(image, scale=5, top=37, left=61):
     """An image of MNIST, larger and off the centre of a larger one, in [0, 1]."""
-    large = np.zeros((28 * scale + 120, 28 * scale + 150))
-    large[top : top + 28 * scale, left : left + 28 * scale] = (
-        np.asarray(Image.fromarray(image).resize((28 * scale,) * 2, Image.Resampling.BICUBIC)) / 255
-    )
-    return large
+    side = 28 * scale
+    digit = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    return np.pad(digit, ((top, 120 - top), (left, 150 - left)))
 
 
 def test_images_of_mnist_come_back_nearly_as_they_are():
@@ -41,67 +39,69 @@ def test_images_of_mnist_come_back_nearly_as_they_are():
     assert max(distances) < 30
 
 
-def test_place_size_and_the_colours_of_ink_and_paper_do_not_matter():
-    image = datasets.load("mnist", "test[:1]").images[0, :, :, 0]
-    expected = pictures.centre(canvas(image)).astype(float)
-    variants = [
-        1 - canvas(image),
-        0.3 + 0.4 * canvas(image),
-        canvas(image, top=90, left=5),
-        canvas(image, scale=9),
-        np.pad(canvas(image), 40),
-    ]
-    y, x = np.mgrid[: canvas(image).shape[0], : canvas(image).shape[1]]
-    variants.append(0.6 - 0.5 * canvas(image) + 0.3 * x / x.max() - 0.1 * y / y.max())
-    for variant in variants:
+@pytest.fixture(scope="module")
+def seven():
+    """An image of MNIST."""
+    return datasets.load("mnist", "test[:1]").images[0, :, :, 0]
+
+
+@pytest.fixture(scope="module")
+def picture(seven):
+    """The image as a picture, light on dark."""
+    return Image.fromarray((255 * canvas(seven)).astype(np.uint8))
+
+
+def test_place_size_and_the_colours_of_ink_and_paper_do_not_matter(seven):
+    digit = canvas(seven)
+    expected = pictures.centre(digit).astype(float)
+    y, x = np.mgrid[: digit.shape[0], : digit.shape[1]]
+    for variant in (
+        1 - digit,
+        0.3 + 0.4 * digit,
+        canvas(seven, top=90, left=5),
+        canvas(seven, scale=9),
+        np.pad(digit, 40),
+        0.6 - 0.5 * digit + 0.3 * x / x.max() - 0.1 * y / y.max(),
+    ):
         assert np.abs(pictures.centre(variant) - expected).mean() < 6
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "dithered", "I;16", "LA", "CMYK"])
-def test_every_kind_of_picture_is_read(tmp_path, mode):
-    image = datasets.load("mnist", "test[:1]").images[0, :, :, 0]
-    picture = Image.fromarray((255 * np.clip(canvas(image), 0, 1)).astype(np.uint8))
-    suffix = "jpg" if mode == "CMYK" else "png"
-    if mode == "I;16":
-        made = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
-    elif mode in ("LA", "RGBA"):  # light ink on nothing
-        made = Image.new(mode, picture.size, 255 if mode == "LA" else (255, 255, 255))
-        made.putalpha(picture)
-    elif mode == "dithered":
-        made = picture.convert("1")
-    else:
-        made = picture.convert(mode, dither=Image.Dither.NONE)  # "1" as scanners cut it
-    made.save(tmp_path / f"digit.{suffix}")
-    read = pictures.read(tmp_path / f"digit.{suffix}").astype(float)
-    assert np.abs(read - pictures.centre(canvas(image))).mean() < 8
+def on_nothing(mode, picture):
+    """Light ink, transparent elsewhere."""
+    ink = Image.new(mode, picture.size, "white")
+    ink.putalpha(picture)
+    return ink
 
 
-def test_a_picture_that_lies_on_its_side_is_turned(tmp_path):
-    image = datasets.load("mnist", "test[:1]").images[0, :, :, 0]
-    picture = Image.fromarray((255 * np.clip(canvas(image), 0, 1)).astype(np.uint8))
+KINDS = {
+    "grey.png": lambda picture: picture,
+    "colour.png": lambda picture: picture.convert("RGB"),
+    "palette.png": lambda picture: picture.convert("P"),
+    "print.jpg": lambda picture: picture.convert("CMYK"),
+    "scanned.png": lambda picture: picture.convert("1", dither=Image.Dither.NONE),
+    "dithered.png": lambda picture: picture.convert("1"),
+    "16_bits.png": lambda picture: Image.fromarray(np.asarray(picture).astype(np.uint16) * 257),
+    "transparent.png": lambda picture: on_nothing("RGBA", picture),
+    "grey_and_transparent.png": lambda picture: on_nothing("LA", picture),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_picture_is_read(tmp_path, picture, seven, name):
+    KINDS[name](picture).save(tmp_path / name)
+    image = pictures.read(tmp_path / name).astype(float)
+    assert np.abs(image - pictures.centre(canvas(seven))).mean() < 8
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_and_damaged_exif_is_ignored(tmp_path, picture):
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned clockwise
-    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "digit.jpg", exif=turned)
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=turned)
+    picture.save(tmp_path / "damaged.jpg", exif=b"II*\0\x08\0")
     picture.save(tmp_path / "upright.jpg")
-    np.testing.assert_allclose(
-        pictures.read(tmp_path / "digit.jpg").astype(float),
-        pictures.read(tmp_path / "upright.jpg"),
-        atol=40,
-    )
-
-
-def test_a_picture_with_damaged_exif_is_read_as_it_lies(tmp_path):
-    image = datasets.load("mnist", "test[:1]").images[0, :, :, 0]
-    picture = Image.fromarray((255 * np.clip(canvas(image), 0, 1)).astype(np.uint8))
-    picture.save(tmp_path / "sound.png")
-    picture.save(tmp_path / "digit.png", exif=b"II*\0\x08\0")
-    np.testing.assert_array_equal(
-        pictures.read(tmp_path / "digit.png"), pictures.read(tmp_path / "sound.png")
-    )
-
-
-def blank():
-    return Image.new("L", (50, 50), 200)
+    upright = pictures.read(tmp_path / "upright.jpg").astype(int)
+    np.testing.assert_array_equal(pictures.read(tmp_path / "damaged.jpg"), upright)
+    np.testing.assert_allclose(pictures.read(tmp_path / "turned.jpg"), upright, atol=40)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def blank():
         (b"GIF89a" + bytes(40), "not a PNG or JPEG"),
         (DRAWN[0].read_bytes()[:400], "or a damaged one"),
         (DRAWN[2].read_bytes()[:700], "or a damaged one"),
-        (blank(), "no digit to be seen"),
+        (Image.new("L", (50, 50), 200), "no digit to be seen"),
         (Image.new("L", (2, 50)), "too small"),
         (Image.new("1", (40_000, 9_000)), "too large"),
     ],

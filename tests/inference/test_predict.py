@@ -8,44 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_mnist import config
-from jax_mnist.data import datasets
-from jax_mnist.inference.predict import load, predict
-from jax_mnist.runs import history
-from jax_mnist.runs.trainer import train
+from jax_mnist.inference.predict import load_network, predict
+from jax_mnist.runs.record import RecordError, load_record, save_record
 
 ROOT = Path(__file__).parents[2]
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
 
 
-def test_several_replicas_answer_with_the_mean_of_what_they_recorded(run, images, recorded):
-    network = load(run)
-    assert [record["seed"] for record in network.records] == [0, 1]
-    np.testing.assert_allclose(predict(network, images), recorded.mean(0), atol=1e-5)
+def seeds(network):
+    return [record["seed"] for record in network.records]
 
 
-def test_one_replica_can_be_loaded_by_itself(run):
-    both, one = load(run), load(run / "seed-1")
-    assert [record["seed"] for record in one.records] == [1]
-    kernel, whole = (network.variables["params"]["conv5"]["kernel"] for network in (one, both))
-    np.testing.assert_array_equal(kernel, whole[1:])
-
-
-def test_what_was_trained_here_answers_as_it_recorded(thorough, tmp_path):
-    if not thorough:
-        pytest.skip("trains, which takes a minute to compile: --thorough")
-    settings = config.base()
-    settings.update(
-        epochs=1, train_split="train[:1280]", validation_split="test[:50]", norm="ghost",
-        replicas=2, data_devices=1,
-    )  # fmt: skip
-    train(settings, tmp_path)
-    images = datasets.load("mnist", "test[:50]").images[..., 0]
-    network = load(tmp_path)
-    recorded = [record["predictions"]["probabilities"] for record in network.records]
-    np.testing.assert_allclose(predict(network, images), np.mean(recorded, 0), atol=1e-6)
-    one = load(tmp_path / "seed-1")
-    np.testing.assert_allclose(predict(one, images), recorded[1], atol=1e-6)
+def test_replicas_answer_with_the_mean_of_what_they_recorded_or_alone(run, images, recorded):
+    for folder, numbers in ((run, [0, 1]), (run / "seed-1", [1])):
+        network = load_network(folder)
+        assert seeds(network) == numbers
+        expected = recorded[numbers].mean(0)
+        np.testing.assert_allclose(predict(network, images), expected, atol=1e-5)
 
 
 def test_the_script_names_drawn_digits(run, scripts, tmp_path):
@@ -90,37 +69,31 @@ def test_bad_arguments_end_in_one_line(run, scripts, name, arguments, message, t
 
 @pytest.mark.parametrize("weights", [b"\x01", b"\x80", b"\x81\xa6params\x80"])
 def test_weights_of_another_network_are_refused(run, tmp_path, weights):
-    record = history.load(run / "seed-0" / "history.pkl")
+    record = load_record(run / "seed-0" / "history.pkl")
     record["variables_sha256"] = hashlib.sha256(weights).hexdigest()
-    history.save(tmp_path / "history.pkl", record)
+    save_record(tmp_path / "history.pkl", record)
     (tmp_path / "variables.msgpack").write_bytes(weights)
     with pytest.raises(ValueError, match="holds weights of another network"):
-        load(tmp_path)
+        load_network(tmp_path)
 
 
 def test_a_run_without_a_newer_field_of_the_config_is_loaded(run, tmp_path):
-    record = history.load(run / "seed-0" / "history.pkl")
+    record = load_record(run / "seed-0" / "history.pkl")
     del record["config"]["shear"]
-    history.save(tmp_path / "history.pkl", record)
+    save_record(tmp_path / "history.pkl", record)
     shutil.copy(run / "seed-0" / "variables.msgpack", tmp_path)
-    assert load(tmp_path).records[0]["seed"] == 0
+    assert seeds(load_network(tmp_path)) == [0]
 
 
-def test_a_replica_that_was_moved_aside_is_left_out(run, tmp_path):
+def test_replicas_that_diverged_or_were_moved_aside_are_left_out(run, tmp_path):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     shutil.copytree(run / "seed-0", tmp_path / "seed-0.old-1")
-    assert [record["seed"] for record in load(tmp_path).records] == [0, 1]
-
-
-def test_replicas_that_diverged_are_left_out_and_a_run_of_only_those_is_refused(run, tmp_path):
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    for seed, others in ((0, [1]), (1, None)):
+    for seed, others in ((0, [0, 1]), (1, [1])):
+        assert seeds(load_network(tmp_path)) == others
         path = tmp_path / f"seed-{seed}" / "history.pkl"
-        record = history.load(path)
+        record = load_record(path)
         record["metrics"]["train_loss"][-1] = np.nan
-        history.save(path, record)
+        save_record(path, record)
         path.with_name("variables.msgpack").unlink()  # such a run has none
-        if others:
-            assert [record["seed"] for record in load(tmp_path).records] == others
-    with pytest.raises(history.HistoryError, match="diverged"):
-        load(tmp_path)
+    with pytest.raises(RecordError, match="diverged"):
+        load_network(tmp_path)

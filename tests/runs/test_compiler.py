@@ -58,3 +58,18 @@ def test_an_unknown_choice_of_kernels_is_an_error_in_one_line(monkeypatch):
     monkeypatch.setenv("JAX_MNIST_KERNELS", "sse")
     with pytest.raises(ConfigError, match=r"JAX_MNIST_KERNELS=sse: unknown; choose one of: .*off"):
         compiler.configure()
+
+
+def test_a_plugin_that_does_not_fit_is_said_once_with_what_to_do(tmp_path, monkeypatch):
+    info = tmp_path / "jax_cuda12_plugin-0.1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: jax-cuda12-plugin\nVersion: 0.1.2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    compiler._check_plugins.cache_clear()
+    with pytest.warns(UserWarning, match=r"jax-cuda12-plugin 0\.1\.2 does not fit jaxlib") as said:
+        compiler.configure()
+        compiler.configure()
+    assert sum("does not fit" in str(warning.message) for warning in said) == 1
+    compiler._check_plugins.cache_clear()

@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from jax_mnist.config import ConfigError
-from jax_mnist.runs import folder, history, metric_writers
+from jax_mnist.runs import folder, metric_writers
 from jax_mnist.runs.loop import Progress
+from jax_mnist.runs.record import METRICS, rank_mistakes
 from jax_mnist.runs.trainer import CheckpointPolicy, train, train_together
 from jax_mnist.training.step import StepMetrics
 
@@ -40,7 +41,7 @@ def made_up(epochs, number=2):
     return Progress(
         state=None,
         step=0,
-        epochs=tuple({k: rng.uniform(size=number) for k in history.METRICS} for _ in range(epochs)),
+        epochs=tuple({k: rng.uniform(size=number) for k in METRICS} for _ in range(epochs)),
         partial=StepMetrics(*np.empty((3, number, 0))),
         seconds=np.zeros(number),
     )
@@ -66,7 +67,7 @@ def events(run):
 def assert_shows(run, metrics):
     """That both files hold metrics, arrays over the epochs, and nothing else, in order."""
     epochs = list(range(1, len(metrics["seconds"]) + 1))
-    assert [list(line) for line in lines(run)] == [["epoch", *history.METRICS]] * len(epochs)
+    assert [list(line) for line in lines(run)] == [["epoch", *METRICS]] * len(epochs)
     assert [line["epoch"] for line in lines(run)] == epochs
     found = events(run)
     for key, tag in TAGS.items():
@@ -93,7 +94,7 @@ def test_a_run_that_crashed_repeats_and_loses_no_epoch(tmp_path):
     assert seen[0] == 2
     assert_shows(run, record["metrics"])
 
-    mistakes = history.rank_mistakes(record, 25)
+    mistakes = rank_mistakes(record, 25)
     found = events(run)
     tags = sorted(found.Tags()["images"])
     assert len(tags) == len(mistakes) > 3
@@ -122,7 +123,7 @@ def test_runs_that_train_together_have_their_own_files_of_their_own_length(tmp_p
     assert [lines(run) for run in both] == [[], []]
     for number in range(1, 5):
         metric_writers.add(job, first(progress, number))
-    assert_shows(both[0], {key: [e[key][0] for e in progress.epochs] for key in history.METRICS})
+    assert_shows(both[0], {key: [e[key][0] for e in progress.epochs] for key in METRICS})
     losses = [line["train_loss"] for line in lines(both[1])]
     assert losses == [progress.epochs[0]["train_loss"][1], None]
     assert lines(both[1])[1]["validation_loss"] is None

@@ -14,7 +14,7 @@ from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
 from jax_mnist.inference import predict
 from jax_mnist.runs import study
-from jax_mnist.runs.history import HistoryError
+from jax_mnist.runs.record import RecordError
 from jax_mnist.training.parts import Overrides
 
 
@@ -78,7 +78,7 @@ def test_a_folder_of_other_parts_is_refused_with_the_difference(own, parts, mess
 def test_predicting_needs_the_network_that_was_trained(own):
     workdir, record = own
     for model in (None, Tiny("ghost", 8, None)):
-        with pytest.raises(HistoryError, match=r"holds the network Linear\(\), not") as error:
+        with pytest.raises(RecordError, match=r"holds the network Linear\(\), not") as error:
             predict.load_network(workdir, model)
         assert "\n" not in str(error.value)
     images = datasets.load("mnist", "test[:150]").images[..., 0]

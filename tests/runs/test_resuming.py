@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
-from jax_mnist.runs import history
+from jax_mnist.runs.record import load_record
 
 SCRIPT = [ROOT / "tests" / "tiny.py", ROOT / "scripts" / "train.py"]
 OPTIONS = [
@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
 
 
 def assert_same_results(workdir, expected):
-    first, second = (history.load(folder / "history.pkl") for folder in (workdir, expected))
+    first, second = (load_record(folder / "history.pkl") for folder in (workdir, expected))
     metrics = {"epoch": np.arange(1, 4), **first["metrics"]}
     epochs = [{key: value[epoch] for key, value in metrics.items()} for epoch in range(3)]
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

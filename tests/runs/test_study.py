@@ -12,7 +12,8 @@ from tiny import config, without_times
 from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
-from jax_mnist.runs import history, study, trainer
+from jax_mnist.runs import study, trainer
+from jax_mnist.runs.record import load_record
 from jax_mnist.runs.study import Variant
 
 
@@ -48,7 +49,7 @@ def test_every_variant_is_trained_with_the_same_seeds(trained):
     ]  # fmt: skip
     for run, record in zip(runs, records, strict=True):
         assert run.workdir.parts[-2:] == (record["name"], f"seed-{record['seed']}")
-        loaded = history.load(run.workdir / "history.pkl")
+        loaded = load_record(run.workdir / "history.pkl")
         jax.tree.map(np.testing.assert_array_equal, loaded, record)
         assert loaded["config"] == run.config.to_dict()
     assert len({record["metrics"]["train_loss"][0] for record in records}) == 4

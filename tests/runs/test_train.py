@@ -14,8 +14,9 @@ from tiny import config, rounded_logits, without_times
 
 from jax_mnist.config import ConfigError
 from jax_mnist.data import datasets
-from jax_mnist.runs import folder, history, loop
+from jax_mnist.runs import folder, loop
 from jax_mnist.runs.folder import Run
+from jax_mnist.runs.record import has_diverged, load_record
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.trained import load_variables
 from jax_mnist.runs.trainer import train, train_together
@@ -46,7 +47,7 @@ def test_replicas_have_folders_of_their_own(run, tmp_path):
     assert [record["seed"] for record in records] == [0, 1]
     for record in records:
         workdir = tmp_path / "small" / f"seed-{record['seed']}"
-        assert_identical(history.load(workdir / "history.pkl"), record)
+        assert_identical(load_record(workdir / "history.pkl"), record)
         assert record["name"] == "small" and record["config"]["replicas"] == 1
     assert_identical(without_times(records[0]), without_times(run[1]))
 
@@ -65,7 +66,7 @@ def test_starting_afresh_moves_the_old_run_aside(run, tmp_path, capsys):
     workdir = shutil.copytree(run[0], tmp_path / "small")
     train(config(seed=1), workdir, fresh=True)
     assert f"moved {workdir} to {workdir}.old-1" in capsys.readouterr().out
-    seeds = {p.name: history.load(p / "history.pkl")["seed"] for p in tmp_path.iterdir()}
+    seeds = {p.name: load_record(p / "history.pkl")["seed"] for p in tmp_path.iterdir()}
     assert seeds == {"small.old-1": 0, "small": 1}
 
 
@@ -74,7 +75,7 @@ def test_the_files_hold_what_was_returned_and_nothing_is_left_beside_them(run):
     assert sorted(p.name for p in workdir.iterdir()) == [
         ".lock", "checkpoints", "config.json", "history.pkl", "metrics.jsonl", "variables.msgpack",
     ]  # fmt: skip
-    assert_identical(history.load(workdir / "history.pkl"), record)
+    assert_identical(load_record(workdir / "history.pkl"), record)
     assert record["config"] == json.loads((workdir / "config.json").read_text())
     assert record["config"] == config().to_dict()
     assert record["name"] == "small" and record["parameters"] == 16 * 2 + 16 * 10 + 10
@@ -121,13 +122,13 @@ def test_damaged_variables_are_refused(run, tmp_path):
 def test_a_run_that_diverges_is_reported_and_leaves_no_weights(tmp_path, capsys):
     both = [Run(n, config(l2=l2), tmp_path / n) for n, l2 in (("good", 0.0), ("bad", 1e30))]
     good, bad = train_together(both, ignore)
-    assert len(good["metrics"]["train_loss"]) == 2 and not history.has_diverged(good)
-    assert len(bad["metrics"]["train_loss"]) == 1 and history.has_diverged(bad)
+    assert len(good["metrics"]["train_loss"]) == 2 and not has_diverged(good)
+    assert len(bad["metrics"]["train_loss"]) == 1 and has_diverged(bad)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "finite" in line]
     assert re.match(r"bad, seed 0: the loss was not finite in epoch 1/2, at step \d; ", line)
     assert "(0.2)" in line and "L2 1e+30" in line
     assert not (tmp_path / "bad" / "variables.msgpack").exists()
-    assert history.load(tmp_path / "bad" / "history.pkl")["name"] == "bad"
+    assert load_record(tmp_path / "bad" / "history.pkl")["name"] == "bad"
 
 
 def test_an_overflow_in_the_last_update_leaves_no_weights(tmp_path, capsys, monkeypatch):
@@ -141,7 +142,7 @@ def test_an_overflow_in_the_last_update_leaves_no_weights(tmp_path, capsys, monk
     monkeypatch.setattr(loop, "train_steps", overflow)
     (record,) = train(config(ema=0.0), tmp_path / "run")
     assert np.isfinite(record["metrics"]["train_loss"]).all()
-    assert history.has_diverged(record)
+    assert has_diverged(record)
     assert "the loss was not finite at the evaluation after epoch 2/2" in capsys.readouterr().err
     assert not (tmp_path / "run" / "variables.msgpack").exists()
 

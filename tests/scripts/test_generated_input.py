@@ -1,11 +1,8 @@
 """Configs and command lines by chance: each trains, or is refused in one line."""
 
 import collections
-import json
 import operator
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,56 +10,51 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from forked_scripts import ForkedScripts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jax_mnist import config
 from jax_mnist.data import datasets
-from jax_mnist.runs import history
+from jax_mnist.runs.record import has_diverged, load_record
 from jax_mnist.runs.trainer import train
 
 ROOT = Path(__file__).parents[2]
 
-ANY_FLOAT = st.floats() | st.sampled_from([-1.0, 0.0, 1e-45, 1.0, 1e30, 1e308])
 NUMBERS = {
     "learning_rate": st.floats(1e-4, 1.0),
-    "momentum": st.floats(0, 0.99),
-    "norm_momentum": st.floats(0, 0.99),
-    "l1": st.floats(0, 0.1),
-    "l2": st.floats(0, 0.1),
     "ema": st.sampled_from([0.0, 0.5, 0.999]),
-    "brightness": st.floats(0, 2),
-    "contrast": st.floats(0, 2),
+    **dict.fromkeys(["momentum", "norm_momentum", "scale"], st.floats(0, 0.99)),
+    **dict.fromkeys(["l1", "l2"], st.floats(0, 0.1)),
+    **dict.fromkeys(["brightness", "contrast"], st.floats(0, 2)),
     "rotation": st.floats(0, 180),
     "shift": st.floats(0, 28),
-    "scale": st.floats(0, 0.99),
     "shear": st.floats(0, 89),
 }
-SPLITS = st.sampled_from(["train[:64]", "test[-1:]", "train[10:74]+test[:3]", "train[99%:]"])
 # Few values of what shapes the program: each other one takes seconds to compile.
-SHAPES = {
-    "seed": st.integers(0, 2**31 - 1),
-    "batch_size": st.sampled_from([1, 64]),
-    "norm": st.sampled_from(["batch", "ghost"]),
-    "ghost_batch_size": st.sampled_from([5, 1_000_000]),
-    "stats_update": st.sampled_from(["mean", "pooled", "sequential"]),
-    "schedule": st.sampled_from(["constant", "one_cycle"]),
-    "nesterov": st.booleans(),
-    "train_split": st.sampled_from(["train[:64]", "test[-66:]"]),
-    "validation_split": SPLITS,
+CHOICES = {
+    "batch_size": [1, 64],
+    "norm": ["batch", "ghost"],
+    "ghost_batch_size": [5, 1_000_000],
+    "stats_update": ["mean", "pooled", "sequential"],
+    "schedule": ["constant", "one_cycle"],
+    "nesterov": [False, True],
+    "train_split": ["train[:64]", "test[-66:]"],
+    "validation_split": ["train[:64]", "test[-1:]", "train[10:74]+test[:3]", "train[99%:]"],
 }
-ANY = {
-    **dict.fromkeys(NUMBERS, ANY_FLOAT),
-    **dict.fromkeys(["seed", "batch_size", "ghost_batch_size"], st.integers()),
-    **dict.fromkeys(
-        ["norm", "stats_update", "schedule", "dataset", "train_split", "validation_split"],
-        st.text(max_size=20),
-    ),
+GOOD = {name: st.sampled_from(values) for name, values in CHOICES.items()}
+GOOD |= NUMBERS | {"seed": st.integers(0, 2**31 - 1)}
+# Any value of a field's type.
+TYPES = {
+    bool: st.booleans(),
+    int: st.integers(),
+    float: st.floats() | st.sampled_from([-1.0, 0.0, 1e-45, 1.0, 1e30, 1e308]),
+    str: st.text(max_size=20),
 }
-ONE_OF_ANY = st.sampled_from(sorted(ANY)).flatmap(
-    lambda field: st.fixed_dictionaries({field: ANY[field]})
+ONE_OF_ANY = st.sampled_from(sorted([*GOOD, "dataset"])).flatmap(
+    lambda field: st.fixed_dictionaries({field: TYPES[type(config.base()[field])]})
 )
-CONFIGS = st.builds(operator.or_, st.fixed_dictionaries(NUMBERS | SHAPES), st.just({}) | ONE_OF_ANY)
+CONFIGS = st.builds(operator.or_, st.fixed_dictionaries(GOOD), st.just({}) | ONE_OF_ANY)
 
 
 def train_or_refuse(fields):
@@ -76,10 +68,9 @@ def train_or_refuse(fields):
             assert str(error).isprintable() and 20 < len(str(error)) < 400
             assert not workdir.exists()
             return False
-        losses = [record["metrics"][f"{part}_loss"] for part in ("train", "validation")]
-        assert losses[0].shape == (1,)
-        assert np.isfinite(losses).all() != history.has_diverged(record)
-        assert history.load(workdir / "history.pkl")["config"] == generated.to_dict()
+        losses = [record["metrics"][f"{part}_loss"][0] for part in ("train", "validation")]
+        assert np.isfinite(losses).all() != has_diverged(record)
+        assert load_record(workdir / "history.pkl")["config"] == generated.to_dict()
         assert (workdir / "variables.msgpack").exists() == np.isfinite(losses).all()
         return True
 
@@ -100,77 +91,24 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
     assert {True, False} == set(trained)
 
 
-# Runs the script once for each of the command lines on standard input, in a process of its own,
-# without importing everything again. It ends where training would begin, with the data loaded.
-MANY = """
-import json, os, runpy, sys, tempfile
+# A script ends where training would begin, with the data loaded.
+BEGIN = """
 from jax_mnist import config
-from jax_mnist.analysis import plots, report, statistics
-from jax_mnist.inference import predict
-from jax_mnist.runs import loop, study, workers
-script = sys.argv[1]
-sys.path.insert(0, os.path.dirname(script))
+from jax_mnist.runs import loop, study
 def begin(*arguments):
     raise config.ConfigError("training would begin")
-loop.init_replicas = workers.train_on_every_core = begin
-for line in sys.stdin:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        child = os.fork()
-        if not child:
-            os.dup2(out.fileno(), 1)
-            os.dup2(errors.fileno(), 2)
-            sys.argv = [script, *json.loads(line)]
-            try:
-                runpy.run_path(script, run_name="__main__")
-            except SystemExit as end:
-                sys.stdout.flush()
-                os._exit(end.code)
-            except BaseException:
-                import traceback
-                traceback.print_exc()
-                sys.stderr.flush()
-            os._exit(1)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        errors.seek(0)
-        print(json.dumps([code, errors.read().decode()]), flush=True)
+loop.init_replicas = study._train_on_every_core = begin
 """
-
-CONFIG = ["--config", str(ROOT / "configs" / "gbn.py")]
-FIELDS = [f"--config.{field}" for field in config.base()]
 # Of each script, what makes a good command line, and the flags that are drawn from.
 SCRIPTS = {
-    "train.py": (
-        CONFIG,
-        [
-            "--config",
-            "--workdir",
-            "--fresh",
-            "--checkpoint_every",
-            "--checkpoints_kept",
-            "--coordinator_address",
-            "--num_processes",
-            "--process_id",
-            *FIELDS,
-        ],
-    ),
-    "study.py": ([], ["--config", "--quick", "--seeds", "--workdir", *FIELDS]),
-    "sweep.py": (
-        [*CONFIG, "--vary=l2=0"],
-        [
-            "--config",
-            "--vary",
-            "--vary=l2",
-            "--vary=norm",
-            "--vary=seed",
-            "--replicas",
-            "--workdir",
-            *FIELDS,
-        ],
-    ),
-    "plot.py": ([], ["--out"]),
-    "predict.py": ([], ["--json"]),
-    "export.py": ([], ["--out"]),
+    "train.py": ("gbn", "--config --workdir --fresh --checkpoint_every --checkpoints_kept"),
+    "study.py": ("", "--config --quick --seeds --workdir --baseline"),
+    "sweep.py": ("gbn --vary=l2=0", "--config --vary --vary=l2 --vary=norm --replicas --workdir"),
+    "plot.py": ("", "--out"),
+    "predict.py": ("", "--json"),
+    "export.py": ("", "--out"),
 }
+THAT_TRAIN = ("train.py", "study.py", "sweep.py")
 NO_FLAGS = ["--config.", "--config.epochs.x", "--config.l2.", "--no_such_flag", "--config.no", "--"]
 WORDS = ["", "nan", "-inf", "1e999", "-1", "0", "2", "0.5", "True", "()", "None", "/", "."]
 # Without NUL, which ends an argument, and without a stroke: a path outside the test's folder could
@@ -189,29 +127,24 @@ def with_value(flag):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_generated_command_line_is_refused_in_one_line_or_trains(name, thorough, tmp_path):
-    good, own_flags = SCRIPTS[name]
-    some_flag = st.sampled_from([*own_flags, *NO_FLAGS])
+    good, flags = (words.split() for words in SCRIPTS[name])
+    fields = [f"--config.{field}" for field in config.base()] if name in THAT_TRAIN else []
+    some_flag = st.sampled_from([*flags, *fields, *NO_FLAGS])
     # By itself a flag takes the next word, which is no such folder.
     alone = some_flag.filter(lambda flag: not flag.endswith(("data_dir", "source_dir")))
     arguments = st.lists(some_flag.flatmap(with_value) | alone | VALUES, max_size=3)
-    command = [sys.executable, "-c", MANY, ROOT / "scripts" / name]
     ends = collections.Counter()
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as process:
+    with ForkedScripts(BEGIN) as scripts:
 
         @settings(max_examples=500 if thorough else 15, deadline=None, database=None)
         @given(arguments)
         def check(arguments):
-            process.stdin.write(json.dumps([*good, *arguments]) + "\n")
-            process.stdin.flush()
-            code, said = json.loads(process.stdout.readline())
+            result = scripts.run(ROOT / "scripts" / name, *good, *arguments, cwd=tmp_path)
             if {"--help", "-h", "-?"} & set(arguments):
                 return
-            assert code == 2, said
-            lines = [line for line in said.split("\n") if line and "\r" not in line]  # no bar
-            assert len(lines) == 1 and lines[0].isprintable(), said
-            assert "Traceback" not in said
+            assert result.returncode == 2, result.stderr
+            lines = [line for line in result.stderr.split("\n") if line and "\r" not in line]
+            assert len(lines) == 1 and lines[0].isprintable(), result.stderr
             assert lines[0].startswith(f"{name}: ") and 10 < len(lines[0]) < 1000
             ends[lines[0].endswith("training would begin")] += 1
             for path in tmp_path.iterdir():
@@ -219,4 +152,4 @@ def test_a_generated_command_line_is_refused_in_one_line_or_trains(name, thoroug
 
         check()
     assert ends[False]
-    assert bool(ends[True]) == (name in ("train.py", "study.py", "sweep.py"))
+    assert bool(ends[True]) == (name in THAT_TRAIN)

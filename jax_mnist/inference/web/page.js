@@ -31,6 +31,15 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text; // screen readers read what changes
 }
 
+/** Adds a row to a table for each heading, with empty cells of these classes. */
+function addRows(id, headings, classes) {
+  for (const textContent of headings) {
+    const row = find(id).insertRow();
+    row.append(Object.assign(document.createElement("th"), { scope: "row", textContent }));
+    for (const name of classes) row.insertCell().className = name;
+  }
+}
+
 /** Shows a probability in a row of a table: as a bar, and in digits. */
 function showRow(row, probability, best = false) {
   row.classList.toggle("best", best);
@@ -68,29 +77,22 @@ function requestUpdate() {
   waiting = true;
 }
 
-/** Where on the canvas a pointer is. */
-function pointOf(event) {
-  const box = canvas.getBoundingClientRect();
-  const scale = canvas.width / box.width;
-  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
-}
-
+/** Draws a line from the last point of a pointer to where it is now. */
 function drawTo(event) {
-  const point = pointOf(event);
+  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
   pen.beginPath();
-  pen.moveTo(...(last.get(event.pointerId) ?? point));
-  pen.lineTo(point[0] + 0.01, point[1]); // no line is drawn of no length
+  pen.moveTo(...(last.get(event.pointerId) ?? [x, y]));
+  pen.lineTo(x + 0.01, y); // no line is drawn of no length
   pen.stroke();
-  last.set(event.pointerId, point);
-  requestUpdate();
-}
-
-function clear() {
-  pen.clearRect(0, 0, canvas.width, canvas.height);
+  last.set(event.pointerId, [x, y]);
   requestUpdate();
 }
 
 function start() {
+  addRows("classes", network.labels, ["bar", "percent"]);
+  addRows("votes", network.seeds.map((seed) => `Seed ${seed}`), ["vote", "percent"]);
+  find("votes").hidden = seeds.length === 1;
   Object.assign(pen, { lineWidth: PEN_WIDTH, lineCap: "round", lineJoin: "round" });
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
@@ -104,7 +106,10 @@ function start() {
   for (const end of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(end, (event) => last.delete(event.pointerId));
   }
-  find("clear").addEventListener("click", clear);
+  find("clear").addEventListener("click", () => {
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    requestUpdate();
+  });
   update();
 }
 

@@ -28,23 +28,28 @@ function otsuThreshold(ink, most) {
   return threshold;
 }
 
-/** The pixels above the threshold as lists, one for each part whose pixels touch, even at corners. */
+/** Calls `visit` with a pixel, and with those that touch it, even at corners. */
+function visitAround(at, width, height, visit) {
+  const x = at % width, y = (at - x) / width;
+  for (let row = Math.max(y - 1, 0); row <= Math.min(y + 1, height - 1); row++) {
+    for (let column = Math.max(x - 1, 0); column <= Math.min(x + 1, width - 1); column++) {
+      visit(row * width + column);
+    }
+  }
+}
+
+/** The pixels above the threshold as lists, one for each part whose pixels touch. */
 function connectedParts(ink, width, height, threshold) {
-  const seen = new Uint8Array(ink.length), parts = [];
+  const seen = ink.map((level) => level <= threshold), parts = [];
   for (let start = 0; start < ink.length; start++) {
-    if (seen[start] || ink[start] <= threshold) continue;
+    if (seen[start]) continue;
     const part = [start];
     seen[start] = 1;
     for (let i = 0; i < part.length; i++) {
-      const x = part[i] % width, y = (part[i] - x) / width;
-      for (let row = Math.max(y - 1, 0); row <= Math.min(y + 1, height - 1); row++) {
-        for (let column = Math.max(x - 1, 0); column <= Math.min(x + 1, width - 1); column++) {
-          const at = row * width + column;
-          if (seen[at] || ink[at] <= threshold) continue;
-          seen[at] = 1;
-          part.push(at);
-        }
-      }
+      visitAround(part[i], width, height, (at) => {
+        if (!seen[at]) part.push(at);
+        seen[at] = 1;
+      });
     }
     parts.push(part);
   }
@@ -55,30 +60,19 @@ function connectedParts(ink, width, height, threshold) {
 function cutOut(ink, width, height, threshold) {
   const parts = connectedParts(ink, width, height, threshold);
   const largest = Math.max(...parts.map((part) => part.length));
-  const digit = new Uint8Array(ink.length);
+  const digit = new Uint8Array(ink.length); // with the soft edges of its strokes
   let left = width, right = 0, top = height, bottom = 0;
-  for (const part of parts) {
-    if (part.length < MIN_PART * largest) continue;
-    for (const at of part) {
-      const x = at % width, y = (at - x) / width;
-      digit[at] = 1;
-      left = Math.min(left, x), right = Math.max(right, x + 1);
-      top = Math.min(top, y), bottom = Math.max(bottom, y + 1);
-    }
+  for (const at of parts.filter((part) => part.length >= MIN_PART * largest).flat()) {
+    visitAround(at, width, height, (pixel) => { digit[pixel] = 1; });
+    const x = at % width, y = (at - x) / width;
+    left = Math.min(left, x), right = Math.max(right, x + 1);
+    top = Math.min(top, y), bottom = Math.max(bottom, y + 1);
   }
-  const touches = (x, y) => {
-    for (let row = Math.max(y - 1, 0); row <= Math.min(y + 1, height - 1); row++) {
-      for (let column = Math.max(x - 1, 0); column <= Math.min(x + 1, width - 1); column++) {
-        if (digit[row * width + column]) return true;
-      }
-    }
-    return false;
-  };
   const values = new Float32Array((right - left) * (bottom - top));
   for (let y = top, to = 0; y < bottom; y++) {
     for (let x = left; x < right; x++, to++) {
       const level = Math.min(1, Math.max(0, ink[y * width + x] / threshold - 0.5));
-      values[to] = level && touches(x, y) ? level : 0;
+      values[to] = level * digit[y * width + x];
     }
   }
   return { width: right - left, height: bottom - top, values };

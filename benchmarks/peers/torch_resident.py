@@ -39,8 +39,8 @@ def augment(images, rotation=7, shift=0, scale=0, shear=0):
     return (x - common.MEAN) / common.STD
 
 
-def prepare(data, steps, compiled, channels_last):
-    """See `benchmark.CONTESTANTS`."""
+def prepare(data, steps, compiled=False, channels_last=False):
+    """See `benchmark.PROGRAMS`."""
     where = common.device()
     if where.type == "cuda":  # as JAX does by default
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -14,20 +14,17 @@ EVALUATION_BATCH = 1000
 
 
 def make_network():
+    make = {
+        "R": lambda features: nn.ReLU(),
+        "N": nn.BatchNorm2d,
+        "P": lambda features: nn.MaxPool2d(2),
+        "A": lambda features: nn.AvgPool2d(4),
+    }
     modules, channels = [], 1
     for size, features, then in LAYERS:
-        modules.append(nn.Conv2d(channels, features, size, bias=False))
+        modules += [nn.Conv2d(channels, features, size, bias=False)]
+        modules += [make[letter](features) for letter in then]
         channels = features
-        for letter in then:
-            match letter:
-                case "R":
-                    modules.append(nn.ReLU())
-                case "N":
-                    modules.append(nn.BatchNorm2d(channels))
-                case "P":
-                    modules.append(nn.MaxPool2d(2))
-                case "A":
-                    modules.append(nn.AvgPool2d(4))
     network = nn.Sequential(*modules, nn.Flatten())
     assert sum(p.numel() for p in network.parameters()) == 8546
     return network

@@ -25,10 +25,6 @@ def color_jitter(image, brightness=0.1, contrast=0.1):
     return image
 
 
-def random_rotation(image, degrees=7):
-    return image.rotate(random.uniform(-degrees, degrees), Image.Resampling.BILINEAR)
-
-
 class Images(Dataset):
     def __init__(self, images, labels, train):
         self.images, self.labels, self.train = images[..., 0], labels, train
@@ -39,19 +35,16 @@ class Images(Dataset):
     def __getitem__(self, index):
         image = Image.fromarray(self.images[index])
         if self.train:
-            image = random_rotation(color_jitter(image))
+            image = color_jitter(image).rotate(random.uniform(-7, 7), Image.Resampling.BILINEAR)
         x = torch.from_numpy(np.array(image)).float().div(255)
         return x.sub(common.MEAN).div(common.STD)[None], int(self.labels[index])
 
 
 def prepare(data, steps):
-    """See `benchmark.CONTESTANTS`."""
+    """See `benchmark.PROGRAMS`."""
     where = common.device()
-    options = {
-        "num_workers": min(4, os.cpu_count()),
-        "persistent_workers": True,
-        "pin_memory": where.type == "cuda",
-    }
+    pin, workers = where.type == "cuda", min(4, os.cpu_count())
+    options = {"num_workers": workers, "persistent_workers": True, "pin_memory": pin}
     train = Images(data["train_images"], data["train_labels"], True)
     test = Images(data["test_images"], data["test_labels"], False)
     sampler = RandomSampler(train, num_samples=steps * common.BATCH)
@@ -68,7 +61,7 @@ def prepare(data, steps):
         loss.backward()
         optimizer.step()
         schedule.step()
-        return loss.item(), (logits.argmax(1) == y).sum().item()
+        return loss.item(), (logits.argmax(1) == y).sum().item()  # as one does for a progress bar
 
     def first_step():
         train_batch(*next(iter(train_loader)))
