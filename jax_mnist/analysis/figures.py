@@ -108,10 +108,10 @@ def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figur
     legend: dict[str, Any] = {}
     for number, (name, runs) in enumerate(groups.items()):
         axes, seeds = panels[number], heights[number]
-        for mean in (other.mean(axis=0) for other in heights if other is not seeds):
-            grey = axes.plot(range(1, 1 + len(mean)), mean, color="0.75", linewidth=0.8)
-            legend["means of the others"] = grey[0]
         legend |= _draw_seeds(axes, seeds)
+        for mean in (other.mean(axis=0) for other in heights if other is not seeds):
+            grey = axes.plot(range(1, 1 + len(mean)), mean, color="0.75", linewidth=0.8, zorder=1)
+            legend["means of the others"] = grey[0]
         of = f"{len(seeds)} of {len(runs)} seeds: " * (len(seeds) < len(runs))
         of = of or f"seed {runs[0]['seed']}: " * (len(runs) == 1)
         title = f"{shorten(name, 18)}\n{of}{metric.text(seeds[:, -1].mean())}"
@@ -122,9 +122,9 @@ def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figur
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
     if len(legend) > 1:
-        names = sorted(legend, reverse=True)
-        handles = [legend[name] for name in names]
-        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
+        figure.legend(
+            [*legend.values()], [*legend], loc="outside lower center", ncols=3, fontsize=9
+        )
     return figure
 
 
@@ -151,20 +151,23 @@ def _draw_seeds(axes: Axes, seeds: np.ndarray) -> dict[str, Any]:
     epochs, mean = range(1, 1 + seeds.shape[1]), seeds.mean(axis=0)
     marker = "o" if len(mean) == 1 else ""
     (line,) = axes.plot(epochs, mean, color=_BLUE, linewidth=1.8, marker=marker)
-    legend: dict[str, Any] = {"variant, with its last value": line}
+    legend: dict[str, Any] = {"mean over seeds, with its last value": line}
     if len(seeds) > FEW_SEEDS:
         estimates = pd.DataFrame([table.estimate(values) for values in seeds.T])
         low = np.maximum(estimates.low, mean.min() / 10)  # which may be below zero
         band = axes.fill_between(epochs, low, estimates.high, color=_BLUE, alpha=0.25, linewidth=0)
-        legend["its 95 % interval"] = band
+        legend["95 % interval"] = band
     elif len(seeds) > 1:
-        legend["its seeds"] = axes.plot(epochs, seeds.T, color=_BLUE, alpha=0.5, linewidth=0.6)[0]
+        legend["single seeds"] = axes.plot(epochs, seeds.T, color=_BLUE, alpha=0.5, linewidth=0.6)[
+            0
+        ]
     return legend
 
 
 def _scale(axes: Axes, heights: Sequence[np.ndarray], metric: Metric) -> None:
     """Scales x to whole epochs and y logarithmically, with a readable number of ticks."""
-    values = np.concatenate([seeds.ravel() for seeds in heights])
+    lines = (seeds.mean(axis=0) if len(seeds) > FEW_SEEDS else seeds for seeds in heights)
+    values = np.concatenate([line.ravel() for line in lines])
     low, high = (np.nanmin(values), np.nanmax(values)) if np.any(values > 0) else (1, 1)
     margin = 1.02 * (high / low) ** 0.05
     axes.set_yscale("log")

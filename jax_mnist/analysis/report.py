@@ -392,6 +392,7 @@ def _what_was_run(study: Study, command: str) -> list[str]:
     return [
         f"All runs have in common: {', '.join(common)}.",
         f"They were made on {listing([*machines])}, with {', '.join(versions)}.",
+        "Beside this report, `results.csv` has a row for each run and `epochs.csv` for each epoch.",
         f"The command was:\n\n{fence}bash\n{command}\n{fence}" if command else "",
     ]
 

@@ -142,7 +142,7 @@ def legend_of(figure):
 
 @pytest.mark.parametrize(
     ("seeds", "lines", "bands", "named"),
-    [(1, 2, 0, []), (5, 7, 0, ["its seeds"]), (6, 2, 1, ["its 95 % interval"])],
+    [(1, 2, 0, []), (5, 7, 0, ["single seeds"]), (6, 2, 1, ["95 % interval"])],
 )
 def test_a_panel_shows_a_variant_its_seeds_or_their_interval_and_the_others(
     seeds, lines, bands, named
@@ -151,13 +151,12 @@ def test_a_panel_shows_a_variant_its_seeds_or_their_interval_and_the_others(
     for axes, name in zip(figure.axes, ("bn", "l1"), strict=True):
         assert (len(axes.get_lines()), len(axes.collections)) == (lines, bands)
         assert axes.get_title().startswith(f"{name}\n")
-    grey, mean, *_ = figure.axes[1].get_lines()
+    mean, *_, grey = figure.axes[1].get_lines()
     expected = np.mean([r["metrics"]["validation_loss"] for r in eight(seeds=seeds)[:seeds]], 0)
     np.testing.assert_allclose(grey.get_ydata(), expected)
     assert mean.get_xdata()[0] == 1 and mean.get_color() == "#0072B2"
-    assert legend_of(figure) == [
-        "variant, with its last value", "means of the others", *named
-    ]  # fmt: skip
+    mean_name = "mean over seeds, with its last value"
+    assert legend_of(figure) == [mean_name, *named, "means of the others"]
     alone = figures.curves(eight(seeds=seeds)[:seeds], LOSS)
     assert "means of the others" not in legend_of(alone) and len(alone.axes) == 1
 
@@ -179,7 +178,7 @@ def test_accuracies_near_99_are_told_apart_beside_a_first_epoch_at_90():
     figure = figures.curves(eight(), ACCURACY)
     ends = []
     for axes in figure.axes:
-        line = axes.get_lines()[-1]
+        line = axes.get_lines()[0]
         heights = [height(axes, y) for y in line.get_ydata()]
         assert 0 < heights[0] < 0.15 and 0.8 < heights[-1] < 1
         assert heights == sorted(heights)  # better is higher
