@@ -1,4 +1,10 @@
-"""The claims of the original system, and the rule that judges them by the runs of a study.
+"""The claims of the original system, judged by the runs of a study.
+
+The rules, which `report.md` explains to its readers: a claim that a variant has more of something
+than its rivals is supported if every difference is in the claimed direction with p below
+`table.LEVEL` (paired by seed, Holm), contradicted if one is in the opposite direction with such a
+p, and otherwise undecided. That more regularisers help is supported by one variant with a higher
+accuracy, contradicted if all have a lower one, and otherwise undecided.
 
 To add a claim about variants, add a `Claim` to `CLAIMS`; one about confused classes, to
 `CONFUSED_PAIRS`.
@@ -57,33 +63,14 @@ REGULARIZERS = tuple(f.name for f in FIELDS if f.optional and f.name != "distill
 _NEUTRAL = {"name", "seed", "replicas", "data_dir", "source_dir", "dropout_position", *NO_EFFECT}
 
 KINDS = ("supported", "contradicted", "undecided", "not in this study")  # of verdicts
-RULE = (
-    "The rule: the subject of a claim is compared with each rival, paired by seed, and the "
-    "p-values are corrected for the number of rivals (Holm). A claim is *supported* if every "
-    f"difference is in the claimed direction with p below {table.LEVEL}, *contradicted* "
-    "if one is in the opposite direction with such a p, and otherwise *undecided*; each claim "
-    "is judged by itself. The correction makes this rule stricter than it need be for support, "
-    "which takes all differences. The effect is the difference to the closest rival or, for a "
-    "contradicted claim, to the rival that contradicts it most; it is positive in the claimed "
-    "direction. Claims about the highest, the most stable or all refer to the original's eight "
-    "variants. A pair not named is any pair of classes that the original does not call often "
-    "confused; the errors between two classes are the mean over the runs of a seed."
-)
-RULE_OF_MORE = (
-    "The claim that more regularisation techniques can help is about the variants that add to "
-    f"`{ADDED_TO}` what the original does not have. It is *supported* if at "
-    f"least one of them has a higher accuracy with p below {table.LEVEL} (paired by seed, "
-    "corrected for their number with Holm's method), *contradicted* if all of them have a lower "
-    "one with such a p, and otherwise *undecided*. Only these variants count in the correction, so "
-    "that a p-value may differ from that of the same difference above. The effect is that of the "
-    "best such variant, or of the best that supports the claim; the measure names it."
-)
 
 
 class Verdict(NamedTuple):
-    """A claim and how the runs judge it; `rival` and `effect` are as `RULE` says.
+    """A claim and how the runs judge it.
 
-    The effect has `mean`, `low`, `high` and `p`: NaN if a rival shares no seed with the subject.
+    The effect has `mean`, `low`, `high` and `p`. It is the difference to the closest rival, or to
+    the one that contradicts the claim most, positive in the claimed direction; NaN if a rival
+    shares no seed with the subject. The claim about more regularisers has that of the best variant.
     """
 
     claim: str
@@ -117,7 +104,7 @@ def judge(study: Study) -> list[Verdict]:
 
 
 def decide(effects: pd.DataFrame) -> str:
-    """Applies `RULE` to differences in the claimed direction, with corrected p-values."""
+    """Applies the rule to differences in the claimed direction, with corrected p-values."""
     sure = effects.p < table.LEVEL
     if (sure & (effects["mean"] < 0)).any():
         return "contradicted"
@@ -144,7 +131,7 @@ def _errors_between_classes(study: Study) -> pd.DataFrame:
 
 
 def _judge_more_regularizers(study: Study) -> list[Verdict]:
-    """Applies `RULE_OF_MORE` to the variants that add `REGULARIZERS`, if there are any."""
+    """Judges whether one of the variants helps that add `REGULARIZERS`, if there are any."""
     wide = table.by_seed(study.all_runs, diverged=True)
     names = [name for name in wide if _adds_regularizers(study, name)]
     effects = table.differences(wide[[ADDED_TO, *names]], ADDED_TO)

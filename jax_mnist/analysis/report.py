@@ -1,7 +1,8 @@
 """The report of a study: Markdown with its figures, the same as one HTML page, and CSV.
 
-`markdown` has the report from top to bottom; the functions after it are its parts, in their order.
-The page is that text converted, with the figures inside; its frame is `report.html`.
+`report.md` beside this module has the report from top to bottom, and each function here what is
+filled into it, in its order. The page is that text converted, with the figures inside; its frame
+is `report.html`.
 """
 
 import base64
@@ -73,27 +74,55 @@ def write(
 def markdown(
     study: Study, command: str = "", note: str = "", others: Mapping[str, Study] | None = None
 ) -> str:
-    """Returns the report, from top to bottom; arguments are those of `write`."""
-    sections = {
-        "Results": _results(study),
-        "Differences": _differences(study),
-        "Effects": _effects(study),
-        "Claims of the original": _claims(study, others or {}),
-        "Errors": _errors(study),
-        "What was run": _what_was_run(study, command),
+    """Returns the report; arguments are those of `write`.
+
+    Of the template, paragraphs are left out that have an empty value, and sections without any.
+    """
+    epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
+    evaluated, effects = "evaluated", study.effects
+    if {"epochs", "train_split"} <= study.common.keys():
+        trained = f"{count(study.common['epochs'], 'epoch')} on {code(study.common['train_split'])}"
+        evaluated = f"trained for {trained} and evaluated"
+    values = {
+        "title": _title(study),
+        "note": escape(note),
+        "answer": answer(study),
+        **_warnings(study),
+        "runs": count(len(study.all_runs), "run"),
+        "variants": count(len(study.all_variants), "variant"),
+        "seeds": words.integers(sorted(study.all_runs.seed.unique())),
+        "evaluated": evaluated,
+        "images": study.counted_images(),
+        "results": _table("variant", _results_rows(study)),
+        "last": str(min(epochs, table.LAST_EPOCHS)) if epochs > 1 else "",
+        **_differences(study),
+        "effects": _table("setting", _estimate_rows(effects, "effect, pp")) if len(effects) else "",
+        "pairs": count(len(study.variants) // 2, "pair") if len(effects) else "",
+        "settings": str(len(effects)),
+        **_claims(study, others or {}),
+        **_errors(study),
+        **_what_was_run(study, command),
     }
-    sections = {head: paragraphs for head, paragraphs in sections.items() if paragraphs}
-    contents = [f"[{head}](#{head.lower().replace(' ', '-')})" for head in sections]
-    paragraphs = [
-        f"# {_title(study)}",
-        f"**{escape(note)}**" if note else "",
-        answer(study),
-        *_warnings(study),
-        _extent(study),
-        f"Contents: {' · '.join(contents)}",
-        *(text for head, parts in sections.items() for text in (f"## {head}", *parts)),
-    ]
-    return "\n\n".join(filter(None, paragraphs)) + "\n"
+    opening, *sections = re.split(r"\n+(?=## )", _template("report.md"))
+    texts = [text for text in (_fill(section, values) for section in sections) if "\n" in text]
+    heads = [text.partition("\n")[0].removeprefix("## ") for text in texts]
+    links = [f"[{head}](#{head.lower().replace(' ', '-')})" for head in heads]
+    values["contents"] = " · ".join(links)
+    return "\n\n".join([_fill(opening, values), *texts]) + "\n"
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    """Fills in the paragraphs of a template that have no empty value."""
+    paragraphs = map(Template, text.strip().split("\n\n"))
+    return "\n\n".join(
+        paragraph.substitute(values)
+        for paragraph in paragraphs
+        if all(values[name] for name in paragraph.get_identifiers())
+    )
+
+
+def _template(name: str) -> str:
+    return (resources.files("jax_mnist.analysis") / name).read_text("utf-8")
 
 
 def summary(study: Study) -> str:
@@ -170,65 +199,26 @@ def answer(study: Study) -> str:
     return " ".join(sentences)
 
 
-def _warnings(study: Study) -> list[str]:
+def _warnings(study: Study) -> dict[str, str]:
     """What is to be kept in mind: few seeds, and runs that diverged."""
-    warnings = []
     seeds = study.runs.groupby("variant", sort=False).size()
-    if single := [code(name) for name in seeds.index[seeds == 1]]:
-        which = f": {', '.join(single)}" if len(single) < len(seeds) else ""
-        warnings.append(f"**A single seed gives no interval and decides nothing{which}.**")
+    single = ", ".join(code(name) for name in seeds.index[seeds == 1])
     few = seeds[seeds > 1].min()
-    if few < FEW_SEEDS:
-        of = " of a variant" if seeds.nunique() > 1 else ""
-        warnings.append(f"**With only {few} seeds{of}, intervals are wide.**")
-    diverged = [
+    of = " of a variant" if seeds.nunique() > 1 else ""
+    lost = [
         f"{code(record['name'])} seed {record['seed']} in epoch {len(record['metrics']['seconds'])}"
         for record in study.all_records
         if has_diverged(record)
     ]
-    if diverged:
-        warnings.append(
-            f"**Diverged: {len(diverged)} of {count(len(study.all_runs), 'run')}.** The loss of "
-            f"{listing(diverged)} became infinite or NaN. Tables and figures leave such runs out."
-        )
-    return warnings
+    return {
+        "single": f": {single}" if single else "",
+        "few": f"{few} seeds{of}" if few < FEW_SEEDS else "",
+        "diverged": str(len(lost) or ""),
+        "lost": listing(lost),
+    }
 
 
-def _extent(study: Study) -> str:
-    """How many runs there are, and on what and for how long all of them trained."""
-    runs, variants = count(len(study.all_runs), "run"), count(len(study.all_variants), "variant")
-    trained = ""
-    if {"epochs", "train_split"} <= study.common.keys():
-        epochs = count(study.common["epochs"], "epoch")
-        trained = f"trained for {epochs} on {code(study.common['train_split'])} and "
-    seeds = words.integers(sorted(study.all_runs.seed.unique()))
-    return (
-        f"{runs}: {variants}, seeds {seeds}. Each run was {trained}evaluated on "
-        f"{study.counted_images()} after every epoch."
-    )
-
-
-# The sections, as paragraphs.
-
-
-def _results(study: Study) -> list[str]:
-    epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
-    stability = (
-        "The spread is the standard deviation of the accuracy over the last "
-        f"{min(epochs, table.LAST_EPOCHS)} epochs, and the largest drop is its largest fall from "
-        "one epoch to the next; both are means over seeds, in percentage points (pp). "
-    )
-    return [
-        _table("variant", _results_rows(study)),
-        f"Accuracy and errors, of {study.counted_images()}, are those after the last epoch, as "
-        f"means over seeds. {stability * (epochs > 1)}Seconds are the mean duration of a run with "
-        "its compilation; runs may have shared a machine. Intervals are 95 % intervals over seeds "
-        "(Student's t). They cover the randomness of a seed, which determines initialisation, data "
-        "order and augmentation, on these images; other images would change the accuracies, mostly "
-        "together, and the differences too.",
-        "![Accuracy over the epochs, for each variant](accuracy.png)",
-        "![Loss over the epochs, for each variant](loss.png)",
-    ]
+# The sections.
 
 
 def _results_rows(study: Study) -> pd.DataFrame:
@@ -259,9 +249,9 @@ def _results_rows(study: Study) -> pd.DataFrame:
     return rows.drop(columns=unused).rename(index=lambda name: names.get(name, code(name)))
 
 
-def _differences(study: Study) -> list[str]:
+def _differences(study: Study) -> dict[str, str]:
     """The paired differences to the baseline and, to be opened, to any other variant."""
-    paragraphs = []
+    parts = []
     for name in sorted(study.variants, key=lambda name: name != study.baseline):
         differences = table.differences(study.wide, name)
         if differences.empty:
@@ -270,50 +260,25 @@ def _differences(study: Study) -> list[str]:
         pairs = table.paired(study.wide, name).values()
         least = [table.could_show(values, table.LEVEL / len(pairs)) for values in pairs]
         rows["could show, pp"] = [f"{value:.3f}".replace("nan", "") for value in least]
-        own = name == study.baseline
-        paragraphs += [
-            f'<details class="baseline"{" open" * own}>\n<summary>Differences to '
-            f"{html.escape(name)}</summary>",
-            _table("variant", rows),
-            "![The differences with their intervals](differences.png)" * own,
-            "</details>",
-        ]
-    if paragraphs:
-        holm = "The p-values are corrected for the number of comparisons (Holm), the intervals are "
-        paragraphs.append(
-            "Differences in accuracy are in percentage points (pp), paired by seed and tested by "
-            f"the two-sided paired t-test. {f'{holm}not. ' * (len(study.differences) > 1)}The last "
-            "column is the true difference that as many seeds show with a probability of 80 %, "
-            "at the strictest level of the correction."
-        )
-    missing = {*study.variants} - {study.baseline, *study.differences.index}
-    if missing:
-        names = ", ".join(code(name) for name in study.variants if name in missing)
-        paragraphs.append(f"No seed in common with {code(study.baseline)}: {names}.")
-    return paragraphs
+        text = _table("variant", rows)
+        if name == study.baseline:
+            text += "\n\n![The differences with their intervals](differences.png)"
+        kind = ' class="baseline"' + " open" * (name == study.baseline)
+        parts.append(_details(f"Differences to {name}", text, kind))
+    compared = study.differences.index
+    strangers = [name for name in study.variants if name not in (study.baseline, *compared)]
+    return {
+        "differences": "\n\n".join(parts),
+        "comparisons": count(len(compared), "comparison") if parts else "",
+        "baseline": code(study.baseline),
+        "strangers": ", ".join(map(code, strangers)),
+    }
 
 
-def _effects(study: Study) -> list[str]:
-    """What each setting does on average, if the variants are all combinations of settings."""
-    if study.effects.empty:
-        return []
-    return [
-        _table("setting", _estimate_rows(study.effects, "effect, pp")),
-        "The variants are all combinations of these settings. The effect of a setting is the mean "
-        f"difference in accuracy over the {len(study.variants) // 2} pairs of variants "
-        "that differ in it alone, in percentage points, by seed. It uses all runs, and so it is "
-        "more certain than a single difference, but it averages over combinations in which the "
-        f"setting may do more or less. The p-values are corrected for {len(study.effects)} effects "
-        "(Holm), the intervals are not.",
-    ]
-
-
-def _claims(study: Study, others: Mapping[str, Study]) -> list[str]:
+def _claims(study: Study, others: Mapping[str, Study]) -> dict[str, str]:
     """The claims of the original that the study has the variants for."""
     verdicts = claims.judge(study)
-    if not verdicts:
-        return []
-    estimates = pd.DataFrame([verdict.effect for verdict in verdicts])
+    estimates = pd.DataFrame([v.effect for v in verdicts], columns=["mean", "low", "high", "p"])
     rows = _estimate_rows(estimates.set_axis([v.claim for v in verdicts]), "effect")
     rows["effect"] += [f" {verdict.unit}" * (verdict.rival != "") for verdict in verdicts]
     rows["measure"] = [escape(verdict.measure) for verdict in verdicts]
@@ -323,22 +288,21 @@ def _claims(study: Study, others: Mapping[str, Study]) -> list[str]:
         column = [there.get(verdict.claim, "not in that study") for verdict in verdicts]
         rows.insert(place, f"verdict in {code(name)}", column)
     rows.insert(0, "verdict", [f"**{verdict.verdict}**" for verdict in verdicts])
-    diverged = (
-        "Runs that diverged count in claims about variants, with the accuracy that they reached "
-        f"and with a spread and a drop of {table.COLLAPSE:.0f} points."
-    )
-    return [
-        _table("claim", rows),
-        claims.RULE * claims.of_original(study),
-        claims.RULE_OF_MORE * (verdicts[-1].claim == claims.MORE_REGULARIZERS),
-        diverged * (len(study.runs) < len(study.all_runs)),
-    ]
+    more = claims.MORE_REGULARIZERS in rows.index
+    return {
+        "claims": _table("claim", rows) if verdicts else "",
+        "level_of_original": str(table.LEVEL) if claims.of_original(study) else "",
+        "level_of_more": str(table.LEVEL) if more else "",
+        "added_to": code(claims.ADDED_TO),
+        "collapse": f"{table.COLLAPSE:.0f}" if verdicts else "",
+    }
 
 
-def _errors(study: Study) -> list[str]:
+def _errors(study: Study) -> dict[str, str]:
     """The images and the classes that most runs get wrong."""
     if study.mistakes.empty:
-        return ["No run misclassified an image."]
+        nothing = dict.fromkeys(("hardest", "who", "confusions", "bold"), "")
+        return nothing | {"no_mistakes": "No run misclassified an image."}
     names = [escape(name) for name in study.records[0]["label_names"]]
 
     def said(predictions: pd.Series) -> str:
@@ -363,20 +327,17 @@ def _errors(study: Study) -> list[str]:
         if rank <= MAX_CONFUSIONS or bold:
             pairs[rank] = (f"{bold}{a} and {b}{bold}", f"{pair.both:.2f}", each_way)
     columns = ["classes", "errors per run", "one taken for the other"]
-    bold = ", ".join(f"{names[a]} and {names[b]}" for a, b in named)
-    return [
-        "![The images that most runs get wrong](hardest.png)",
-        "<details>\n<summary>Who gets them wrong</summary>",
-        _table("number", images),
-        f"An image is named by its position among the {study.images()}, counted from 0; `wrong` is "
-        "the number of runs that get it wrong. A variant has what its runs say, and how many do.",
-        "</details>",
-        _table("rank", pd.DataFrame.from_dict(pairs, orient="index", columns=columns)),
-        f"The original names the pairs in bold: {bold}." if bold else "",
-    ]
+    confusions = pd.DataFrame.from_dict(pairs, orient="index", columns=columns)
+    return {
+        "no_mistakes": "",
+        "hardest": count(len(hardest), "image"),
+        "who": _details("Who gets them wrong", _table("number", images)),
+        "confusions": _table("rank", confusions),
+        "bold": ", ".join(f"{names[a]} and {names[b]}" for a, b in named),
+    }
 
 
-def _what_was_run(study: Study, command: str) -> list[str]:
+def _what_was_run(study: Study, command: str) -> dict[str, str]:
     """The settings of the runs, the machines and the versions."""
     common = [code(f"{field}={value}") for field, value in study.common.items() if value != ""]
     machines: dict[str, None] = {}
@@ -389,12 +350,12 @@ def _what_was_run(study: Study, command: str) -> list[str]:
             packages.setdefault(package, {})[version] = None
     versions = [code(f"{package} {' or '.join(each)}") for package, each in packages.items()]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-    return [
-        f"All runs have in common: {', '.join(common)}.",
-        f"They were made on {listing([*machines])}, with {', '.join(versions)}.",
-        "Beside this report, `results.csv` has a row for each run and `epochs.csv` for each epoch.",
-        f"The command was:\n\n{fence}bash\n{command}\n{fence}" if command else "",
-    ]
+    return {
+        "common": ", ".join(common),
+        "machines": listing([*machines]),
+        "versions": ", ".join(versions),
+        "command": f"{fence}bash\n{command}\n{fence}" if command else "",
+    }
 
 
 # Tables.
@@ -416,6 +377,11 @@ def _intervals(estimates: pd.DataFrame, signs: bool = False) -> pd.Series:
 def _table(first: str, rows: pd.DataFrame) -> str:
     lines = [[first, *rows], ["---"] * (1 + rows.shape[1]), *rows.itertuples()]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _details(summary: str, text: str, attributes: str = "") -> str:
+    heading = f"<details{attributes}>\n<summary>{html.escape(summary)}</summary>"
+    return f"{heading}\n\n{text}\n\n</details>"
 
 
 # The page.
@@ -441,7 +407,7 @@ def to_html(text: str, pictures: Mapping[str, bytes]) -> str:
         r" (to|of) (?=[+\N{MINUS SIGN}\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", body
     )
     title = re.sub("<[^>]*>", "", body[: body.index("</h1>")])
-    frame = (resources.files("jax_mnist.analysis") / "report.html").read_text("utf-8")
+    frame = _template("report.html")
     script = frame.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(frame).substitute(title=title, body=body, digest=digest)

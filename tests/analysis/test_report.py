@@ -144,7 +144,7 @@ def test_diverged_runs_are_named_and_left_out(written):
         del found[3]  # the description: the epochs of the configs differ
         assert found == [*cells(expected, f"`{name}`"), number]
     assert cells(results, "`worse`") == ["`worse`", "", "", "epochs 1", *[""] * 6, "2 of 2"]
-    assert "Runs that diverged count in claims about variants" in text
+    assert "Runs that diverged (3 here) count in claims about variants" in text
     with pytest.raises(ValueError, match="every run diverged"):
         text_of(bad)
 
@@ -162,6 +162,7 @@ def test_a_variant_of_one_seed_is_named():
     alone = make_record("l2", 0, accuracies=(0.9, 0.97))
     text = text_of([*study(names=("bn", "l1")), alone], command="study.py '``` b'")
     assert "**A single seed gives no interval and decides nothing: `l2`.**" in text
+    assert "The command was" not in text_of([alone])
     assert "**With only 3 seeds of a variant, intervals are wide.**" in text
     assert "````bash\nstudy.py '``` b'\n````" in text
 
@@ -305,7 +306,7 @@ def test_sentences_follow_the_numbers():
     records[-1]["config"]["epochs"] = 10
     assert "Each run was evaluated on 40 test images" in text_of(records)
     text = text_of(study(names=("bn", "l1")))
-    assert "over the last 3 epochs" in text and "corrected" not in text
+    assert "over the last 3 epochs" in text and "for 1 comparison (Holm)" in text
     text = text_of([make_record(accuracies=(0.97,), seed=seed) for seed in range(2)])
     assert "spread" not in text and "drop" not in text and "2 runs: 1 variant, seeds 0, 1." in text
     assert "over the last 5 epochs" in text_of([make_record(accuracies=(0.9,) * 7)])
