@@ -100,7 +100,8 @@ def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figur
     heights = [_heights_of_seeds(runs, metric) for runs in groups.values()]
     columns = min(4, len(groups))
     rows = math.ceil(len(groups) / columns)
-    figure = Figure(figsize=(8, 1.2 + (4 if columns == 1 else 2.2) * rows), layout="constrained")
+    height = 2.2 * rows if rows > 1 else 3.5
+    figure = Figure(figsize=(8, 1.2 + height), layout="constrained")
     figure.suptitle(f"Validation {metric.name}{f' on {shorten(images, 48)}' * bool(images)}")
     figure.supylabel(metric.label, fontsize=11)
     panels = [*figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat]
@@ -277,11 +278,12 @@ def confusion(records: Sequence[Record]) -> Figure:
     shade = np.where(counts > 0, 0.1 + 0.9 * counts / largest, 0)
     axes.imshow(np.ma.masked_array(shade, diagonal), cmap="Oranges", vmin=0, vmax=1.4)
     axes.set_facecolor("0.93")
-    digits = ",.0f" if len(records) == 1 else ",.1f"
     for (row, column), value in np.ndenumerate(counts):
-        if value or row == column:
-            weight = "bold" if row == column else "normal"
-            axes.text(column, row, f"{value:{digits}}", ha="center", va="center", weight=weight)
+        right = row == column
+        if value or right:
+            text = f"{value:,.0f}" if right or len(records) == 1 else f"{value:,.1f}"
+            weight = "bold" if right else "normal"
+            axes.text(column, row, text, ha="center", va="center", weight=weight)
     ticks = range(len(names))
     axes.set_xticks(ticks, names)
     if max(map(len, names)) > 3:
@@ -290,12 +292,12 @@ def confusion(records: Sequence[Record]) -> Figure:
     for line in np.arange(len(names) + 1) - 0.5:
         axes.axhline(line, color="white", linewidth=1.5)
         axes.axvline(line, color="white", linewidth=1.5)
-    right = axes.secondary_yaxis("right")
+    beside = axes.secondary_yaxis("right")
     with np.errstate(invalid="ignore"):  # of a class without images
         accuracies = 100 * counts.diagonal() / counts.sum(axis=1)
-    right.set_yticks(ticks, [f"{value:.2f} %" for value in accuracies])
-    right.set_ylabel("accuracy of the class")
-    for each in (axes, right):
+    beside.set_yticks(ticks, [f"{value:.2f} %" for value in accuracies])
+    beside.set_ylabel("accuracy of the class")
+    for each in (axes, beside):
         each.grid(visible=False)
         each.tick_params(length=0)
         each.spines[:].set_visible(False)

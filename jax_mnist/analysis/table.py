@@ -42,15 +42,10 @@ _ESTIMATE = ("mean", "low", "high", "p")
 def of_records(records: Sequence[Record]) -> pd.DataFrame:
     """The table of a study: its variants in the order of the records, their seeds ascending.
 
-    The columns are
-
-        variant, seed
-        accuracy_percent, loss, errors   of the validation images after the last epoch
-        best_accuracy_percent            the highest after any epoch, which is `best_epoch`
-        spread_pp                        standard deviation of the accuracy over the last 5 epochs
-        largest_drop_pp                  its largest fall from one epoch to the next
-        diverged                         1 if the last loss is not finite, else 0
-        seconds                          of the whole run
+    `accuracy_percent`, `loss` and `errors` are of the validation images after the last epoch,
+    `best_accuracy_percent` is that after `best_epoch`; `spread_pp` is the standard deviation of the
+    accuracy over the last 5 epochs, `largest_drop_pp` its largest fall from one epoch to the next;
+    `diverged` is 1 if the last loss is not finite; `seconds` are those of the whole run.
 
     Raises:
       ValueError: There are no records, two are of one variant and seed, or they were validated on
@@ -71,27 +66,22 @@ def of_records(records: Sequence[Record]) -> pd.DataFrame:
 
 def _row(record: Record) -> dict[str, Any]:
     metrics, diverged = record["metrics"], has_diverged(record)
-    accuracies = metrics["validation_accuracy"]
-    falls = accuracies[:-1] - accuracies[1:]  # not -np.diff, whose largest value may be -0
-    spread = COLLAPSE if diverged else 100 * accuracies[-LAST_EPOCHS:].std()
-    drop = COLLAPSE if diverged else 100 * np.max(falls, initial=0.0)
-    return {
+    percent = 100 * metrics["validation_accuracy"]
+    falls = percent[:-1] - percent[1:]  # not -np.diff, whose largest value may be -0
+    row = {
         "variant": record["name"],
         "seed": record["seed"],
-        "accuracy_percent": _six_digits(100 * accuracies[-1]),
-        "loss": _six_digits(metrics["validation_loss"][-1]),
+        "accuracy_percent": percent[-1],
+        "loss": metrics["validation_loss"][-1],
         "errors": len(record["mistakes"]["index"]),
-        "best_accuracy_percent": _six_digits(100 * accuracies.max()),
-        "best_epoch": 1 + int(accuracies.argmax()),
-        "spread_pp": _six_digits(spread),
-        "largest_drop_pp": _six_digits(drop),
+        "best_accuracy_percent": percent.max(),
+        "best_epoch": 1 + int(percent.argmax()),
+        "spread_pp": COLLAPSE if diverged else percent[-LAST_EPOCHS:].std(),
+        "largest_drop_pp": COLLAPSE if diverged else np.max(falls, initial=0.0),
         "diverged": int(diverged),
         "seconds": round(float(metrics["seconds"].sum()), 1),
     }
-
-
-def _six_digits(value: float) -> float:
-    return float(f"{value:.6g}")
+    return {key: float(f"{v:.6g}") if isinstance(v, np.floating) else v for key, v in row.items()}
 
 
 def epochs(records: Sequence[Record]) -> pd.DataFrame:
@@ -100,14 +90,10 @@ def epochs(records: Sequence[Record]) -> pd.DataFrame:
     Accuracies are fractions here, as in the records. With pandas, the mean curve of each variant
     is `epochs.groupby(["variant", "epoch"]).validation_accuracy.mean()`.
     """
-    tables = []
-    for record in records:
-        metrics = pd.DataFrame({key: np.asarray(v) for key, v in record["metrics"].items()})
-        metrics.insert(0, "epoch", range(1, 1 + len(metrics)))
-        metrics.insert(0, "seed", record["seed"])
-        metrics.insert(0, "variant", record["name"])
-        tables.append(metrics)
-    return pd.concat(tables, ignore_index=True)
+    tables = {(record["name"], record["seed"]): pd.DataFrame(record["metrics"])
+              for record in records}  # fmt: skip
+    epochs = pd.concat(tables, names=["variant", "seed", "epoch"]).reset_index()
+    return epochs.assign(epoch=epochs.epoch + 1)
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -174,8 +160,8 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
       For each variant `mean`, and the ends `low` and `high` of its interval, within 0 to 100.
     """
     wide = by_seed(runs)
-    rows = {name: estimate(wide[name].dropna()) for name in wide}
-    return _estimates(rows).drop(columns="p").clip(0, 100)
+    estimates = _estimates({name: estimate(wide[name].dropna()) for name in wide})
+    return estimates.drop(columns="p").clip(0, 100)
 
 
 def differences(wide: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -270,7 +270,7 @@ def test_a_confusion_matrix_shows_counts_colours_errors_alone_and_says_each_accu
     assert shade[3, 5] > shade[7, 1] > shade[0, 1] == 0
     # Of several seeds the mean is shown.
     (axes,) = figures.confusion([record, make_record(seed=1, examples=10_000, mistakes=0)]).axes
-    assert {"2.0", "0.5", "998.0"} <= {text.get_text() for text in axes.texts}
+    assert {"2.0", "0.5", "998"} <= {text.get_text() for text in axes.texts}
     assert axes.get_title() == "gbn, mean of 2 seeds: 2.5 mistakes on 10,000 images"
 
 
