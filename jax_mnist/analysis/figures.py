@@ -216,17 +216,12 @@ def misclassified(record: Record, number: int = 25) -> Figure:
     names, total = record["label_names"], len(record["mistakes"]["index"])
     which = f"the {len(mistakes)} surest of " * (0 < len(mistakes) < total)
     title = _title([record], f"{which}{count(total, 'mistake') if total else 'no mistake'}")
-    if not mistakes:
-        figure = Figure(figsize=(8, 2))
-        figure.text(0.5, 0.5, title, ha="center", va="center", fontsize=13)
-        return figure
     texts = [
         f"true {shorten(names[mistake.label], 12)}\n"
         f"said {shorten(names[mistake.prediction], 12)} ({100 * mistake.probability:.0f} %)"
         for mistake in mistakes
     ]
-    size = 10.5 if max(map(len, names)) <= 3 else 9
-    return _image_grid([mistake.image for mistake in mistakes], texts, title, size)
+    return _image_grid([mistake.image for mistake in mistakes], texts, title)
 
 
 @matplotlib.rc_context(STYLE)
@@ -238,22 +233,21 @@ def hardest(study: Study) -> Figure:
         f"{number}: {image.runs:,} wrong\ntrue {names[image.true]}{comma}said {names[image.said]}"
         for number, image in enumerate(study.hardest.itertuples(), start=1)
     ]
-    runs, kind = count(len(study.records), "run"), shorten(study.images(str), 32)
-    which = f"The {len(texts)} {kind}" if len(texts) > 1 else "The image"
-    title = f"{which} that most of {runs} get wrong"
-    return _image_grid([*study.hardest.image], texts, title, 10.5 if comma == ", " else 9)
+    kind, runs = shorten(study.images(str), 32), count(len(study.records), "run")
+    title = f"Most of {runs} get these {kind} wrong"
+    return _image_grid([*study.hardest.image], texts, title)
 
 
-def _image_grid(
-    images: Sequence[np.ndarray], texts: Sequence[str], title: str, size: float
-) -> Figure:
-    """Draws one or more uint8 images, five in a row, each under its text of `size` points."""
+def _image_grid(images: Sequence[np.ndarray], texts: Sequence[str], title: str) -> Figure:
+    """Draws uint8 images, five in a row, each under its text."""
     rows, columns = math.ceil(len(images) / 5), min(5, len(images))
     figure = Figure(figsize=(8, 1.9 * rows + 0.6), layout="constrained")
     figure.suptitle(title)
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+    size = 10.5 if all(len(line) <= 17 for text in texts for line in text.splitlines()) else 9
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat] if images else []
+    for axes in panels:
         axes.set_axis_off()
-    for axes, image, text in zip(figure.axes, images, texts, strict=False):
+    for axes, image, text in zip(panels, images, texts, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(text, fontsize=size, fontweight="normal")
     return figure

@@ -10,7 +10,6 @@ from records import diverged, make_record, of_variants, study
 from jax_mnist.analysis import claims, report, table
 from jax_mnist.analysis.study import Study
 from jax_mnist.analysis.words import interval, p_value
-from jax_mnist.runs import history
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -202,14 +201,6 @@ def test_the_hardest_images_and_classes_are_those_with_most_errors():
     assert len(pairs) == 10 and (pairs.both == 2).all() and first == (0, 2, 2, 0, 2)
     assert (0, 8, 0, 2, 2) in [*pairs.itertuples(index=False)]
     assert "| 1 | 0 and 2 | 2.00 | 0 for 2: 2.00, 2 for 0: 0.00 |" in report.markdown(every)
-
-
-def test_histories_make_the_same_report_as_records(tmp_path):
-    records = study()
-    for number, record in enumerate(records):
-        history.save(tmp_path / f"{number:02}.pkl", record)
-    loaded = [history.load(path) for path in sorted(tmp_path.glob("*.pkl"))]
-    assert text_of(loaded) == text_of(records)
 
 
 def opening_of(records):
