@@ -20,7 +20,7 @@ from PIL import Image
 
 from jax_mnist.analysis import table
 from jax_mnist.analysis.study import Study, confusion_matrix
-from jax_mnist.analysis.words import count, shorten
+from jax_mnist.analysis.words import count, plain, shorten
 from jax_mnist.files import PathLike, write_atomically
 from jax_mnist.runs.history import Record, has_diverged, rank_mistakes
 
@@ -233,8 +233,9 @@ def hardest(study: Study) -> Figure:
         f"{number}: {image.runs:,} wrong\ntrue {names[image.true]}{comma}said {names[image.said]}"
         for number, image in enumerate(study.hardest.itertuples(), start=1)
     ]
-    kind, runs = shorten(study.images(str), 32), count(len(study.records), "run")
-    title = f"Most of {runs} get these {kind} wrong"
+    title = (
+        f"{count(len(texts), 'image')} that most of {count(len(study.records), 'run')} get wrong"
+    )
     return _image_grid([*study.hardest.image], texts, title)
 
 
@@ -312,7 +313,7 @@ def _title(records: Sequence[Record], mistakes: str) -> str:
 
 def of_study(study: Study) -> dict[str, Figure]:
     """Returns the figures of a report by the names of their files."""
-    images = study.counted_images(str)
+    images = plain(study.images)
     figures = {
         f"{metric.name}.png": curves(study.records, metric, images) for metric in (ACCURACY, LOSS)
     }

@@ -68,7 +68,7 @@ def write(
     files |= {"report.md": text.encode(), "report.html": page.encode()}
     for name, data in files.items():
         write_atomically(Path(folder) / name, data)
-    return summary(study)
+    return summary(study, text)
 
 
 def markdown(
@@ -86,13 +86,13 @@ def markdown(
     values = {
         "title": _title(study),
         "note": escape(note),
-        "answer": answer(study),
+        **_answer(study),
         **_warnings(study),
         "runs": count(len(study.all_runs), "run"),
         "variants": count(len(study.all_variants), "variant"),
         "seeds": words.integers(sorted(study.all_runs.seed.unique())),
         "evaluated": evaluated,
-        "images": study.counted_images(),
+        "images": study.images,
         "results": _table("variant", _results_rows(study)),
         "last": str(min(epochs, table.LAST_EPOCHS)) if epochs > 1 else "",
         **_differences(study),
@@ -125,21 +125,28 @@ def _template(name: str) -> str:
     return (resources.files("jax_mnist.analysis") / name).read_text("utf-8")
 
 
-def summary(study: Study) -> str:
-    """Returns the results, the differences and the answer as text of at most 80 columns."""
+def summary(study: Study, text: str) -> str:
+    """Returns the results, the differences and the opening of a report for a terminal.
+
+    Args:
+      study: The study.
+      text: What `markdown` returned for it. Lines have at most 80 columns.
+    """
     results = _results_rows(study)
     shown = ("accuracy, %", "95 % interval", "errors", "seconds", "diverged")
-    parts = [results[[column for column in results if column in shown]]]
+    rows = [results[[column for column in results if column in shown]]]
     if len(study.differences):
         name = f"difference to {words.shorten(study.baseline, 16)}, pp"
-        parts.append(_estimate_rows(study.differences.rename(index=code), name))
-    texts = [
+        rows.append(_estimate_rows(study.differences.rename(index=code), name))
+    tables = [
         part.map(words.plain)
         .rename(columns=words.plain, index=lambda name: words.shorten(words.plain(name), 22))
         .to_string()
-        for part in parts
+        for part in rows
     ]
-    return "\n\n".join([*texts, textwrap.fill(words.plain(answer(study)), 80)])
+    _, *opening = text.partition("\n\nContents:")[0].split("\n\n")
+    paragraphs = [textwrap.fill(words.plain(paragraph), 80) for paragraph in opening]
+    return "\n\n".join([*tables, *paragraphs])
 
 
 # The opening.
@@ -154,49 +161,42 @@ def _title(study: Study) -> str:
     return f"{len(names)} variants{of} compared on {data}"
 
 
-def answer(study: Study) -> str:
-    """Returns what is shown to differ, by how much and at which confidence, and what is not."""
+def _answer(study: Study) -> dict[str, str]:
+    """What is shown to differ, by how much and at which confidence, and what is not."""
     names, differences = study.best or study.variants, study.differences
     best = study.accuracies.loc[names[0]]
     alone = len(names) == 1 and math.isfinite(best.low)
-    sure = f" (95 % interval {interval(best)})" if alone else ""
-    sentences = [
-        f"The {'highest ' * bool(study.best)}mean accuracy on {study.counted_images()} is "
-        f"{best['mean']:.3f} %{sure}, "
-        f"that of {listing([*map(code, names)])}."
-    ]
-    is_shown, parts = differences.p < table.LEVEL, []
+    parts = []
+    is_shown = differences.p < table.LEVEL
     for what, sign in (("more", 1), ("less", -1)):
         shown = differences[is_shown & (sign * differences["mean"] > 0)]
-        shown = shown.sort_values("mean", ascending=sign < 0)
         texts = [
             f"{code(row.Index)} ({signed(row.mean)}, interval {interval(row, signs=True)})"
-            for row in shown.itertuples()
+            for row in shown.sort_values("mean", ascending=sign < 0).itertuples()
         ]
-        if texts:
-            parts.append(f"shown to be {what} accurate: {listing(texts)}")
+        parts += [f"shown to be {what} accurate: {listing(texts)}"] * (len(texts) > 0)
     rest = differences[~is_shown]
     if len(rest):
-        text = f"not shown to differ: {listing([*map(code, rest.index)])}"
-        if rest.low.notna().any():
-            text += f" (intervals from {signed(rest.low.min())} to {signed(rest.high.max())})"
-        parts.append(text)
-    if differences.low.notna().any():
-        holm = f" after Holm's correction for {len(differences)} comparisons"
-        sentences.append(
-            f"Compared with {code(study.baseline)}, in percentage points and at "
-            f"{100 - 100 * table.LEVEL:.0f} % confidence{holm * (len(differences) > 1)}, "
-            f"{'; '.join(parts)}."
-        )
-    elif parts:
-        sentences.append(
-            "No difference can be tested: that takes two shared seeds with unequal differences."
-        )
-    if verdicts := [verdict.verdict for verdict in claims.judge(study)]:
-        kinds = sorted({*verdicts}, key=claims.KINDS.index)
-        counts = [f"{verdicts.count(kind)} {kind}" for kind in kinds]
-        sentences.append(f"Claims of the original: {listing(counts)}.")
-    return " ".join(sentences)
+        ends = f" (intervals from {signed(rest.low.min())} to {signed(rest.high.max())})"
+        names_of_rest = listing([*map(code, rest.index)])
+        parts.append(f"not shown to differ: {names_of_rest}{ends * int(rest.low.notna().any())}")
+    confidence = f"{100 - 100 * table.LEVEL:.0f} % confidence"
+    if len(differences) > 1:
+        confidence += f" after Holm's correction for {len(differences)} comparisons"
+    tested = bool(differences.low.notna().any())
+    verdicts = [verdict.verdict for verdict in claims.judge(study)]
+    counts = [f"{verdicts.count(kind)} {kind}" for kind in claims.KINDS if kind in verdicts]
+    return {
+        "mean": f"{'highest ' * bool(study.best)}mean accuracy",
+        "accuracy": f"{best['mean']:.3f} %"
+        + (f" (95 % interval {interval(best)})" if alone else ""),
+        "best": listing([*map(code, names)]),
+        "baseline": code(study.baseline),
+        "confidence": confidence,
+        "shown": "; ".join(parts) if tested else "",
+        "untested": code(study.baseline) if parts and not tested else "",
+        "verdicts": listing(counts),
+    }
 
 
 def _warnings(study: Study) -> dict[str, str]:
@@ -270,7 +270,6 @@ def _differences(study: Study) -> dict[str, str]:
     return {
         "differences": "\n\n".join(parts),
         "comparisons": count(len(compared), "comparison") if parts else "",
-        "baseline": code(study.baseline),
         "strangers": ", ".join(map(code, strangers)),
     }
 

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,13 @@ class Study:
         text = ", ".join(_setting(field, own[field]) for field in changed if field in own)
         return f"baseline: {text}" if name == self.baseline and text else text
 
-    def images(self, quote: Callable[[str], str] = code) -> str:
-        """What the validation images are called: `test images`, or by the name of their split."""
+    @property
+    def images(self) -> str:
+        """The validation images: `10,000 test images`, or by the name of their split; Markdown."""
+        number = f"{len(self.records[0]['predictions']['label']):,}"
         if all(re.fullmatch(r"test(\[[^]+]*\])?", split) for split in self.splits):
-            return "test images"
-        return f"images of {' or '.join(map(quote, self.splits))}"
-
-    def counted_images(self, quote: Callable[[str], str] = code) -> str:
-        """The number of images and what they are called."""
-        return f"{len(self.records[0]['predictions']['label']):,} {self.images(quote)}"
+            return f"{number} test images"
+        return f"{number} images of {' or '.join(map(code, self.splits))}"
 
     @functools.cached_property
     def mistakes(self) -> pd.DataFrame:

@@ -151,10 +151,10 @@ def test_diverged_runs_are_named_and_left_out(written):
 def test_variants_without_a_common_seed_leave_a_report_that_says_so():
     others = [make_record("l2", seed, accuracies=(0.9, 0.97)) for seed in (7, 8)]
     text = text_of([*study(names=("bn", "l1")), *others])
-    assert "No seed in common with `bn`: `l2`." in text
+    assert "No seed in common with the baseline: `l2`." in text
     assert cells(text.partition("## Differences")[0], "`l2`")[1] == "97.000"
     text = text_of([*study(names=("bn",)), *others])
-    assert "No seed in common with `bn`: `l2`." in text and "| p |" not in text
+    assert "No seed in common with the baseline: `l2`." in text and "| p |" not in text
 
 
 def test_a_variant_of_one_seed_is_named():
@@ -204,9 +204,9 @@ def test_the_hardest_images_and_classes_are_those_with_most_errors():
 
 
 def opening_of(records):
-    """The title and the first paragraph of the report."""
-    title, answer = text_of(records).split("\n\n")[:2]
-    return title, answer.replace(MINUS, "-")
+    """The title and the answer of the report."""
+    title, *paragraphs = text_of(records).partition("\n\n**")[0].split("\n\n")
+    return title, " ".join(paragraphs).replace(MINUS, "-")
 
 
 def test_the_title_and_the_descriptions_name_what_is_compared():
@@ -308,7 +308,7 @@ def test_the_summary_fits_a_terminal():
     records = [*study(names=long[:2]), diverged("worse", 0)]
     for record in records:
         record["config"]["validation_split"] = "train[-10000:]"
-    summary = report.summary(Study(records))
+    summary = report.summary(Study(records), text_of(records))
     assert max(map(len, summary.splitlines())) <= 80 and not summary.endswith("\n")
     lines = [line.split() for line in summary.splitlines()]
     found = table.accuracies(table.of_records(records[:3])).loc["bn"]
@@ -317,4 +317,5 @@ def test_the_summary_fits_a_terminal():
     assert lines[3] == ["worse", "1", "of", "1"]
     assert "difference to bn, pp" in summary and "`" not in summary and "\\" not in summary
     assert "a_name_of_sixty_lette…" in summary and "images of train[-10000:]" in summary
-    assert report.summary(Study(study(names=("a<b_c", "d&e")))).count("a<b_c") == 3
+    records = study(names=("a<b_c", "d&e"))
+    assert report.summary(Study(records), text_of(records)).count("a<b_c") == 3
