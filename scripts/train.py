@@ -68,8 +68,8 @@ def main(arguments):
 def draw(records, workdir):
     """Draws the curves of all seeds and the mistakes of the first one that did not diverge."""
     drawn = {
-        "validation_accuracy.png": figures.curves(records, figures.ACCURACY),
-        "validation_loss.png": figures.curves(records, figures.LOSS),
+        f"validation_{metric}.png": figures.curves(records, metric)
+        for metric in ("accuracy", "loss")
     }
     for record in [r for r in records if not history.has_diverged(r)][:1]:
         folder = f"seed-{record['seed']}/" if len(records) > 1 else ""

@@ -7,8 +7,8 @@ wide. Saved by `save` it is 1600 pixels wide: sharp at the 800 pixels that a REA
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -47,45 +47,15 @@ STYLE: Any = {
     "text.usetex": False,
 }
 _BLUE = "#0072B2"
-
-
-class Metric(NamedTuple):
-    """A validation metric over epochs, drawn on a logarithmic axis on which less is better."""
-
-    name: str
-    label: str
-    heights: Callable[[Record], np.ndarray]  # of the curve of a record, [epochs], positive or NaN
-    text: Callable[[float], str]  # of a height
-
-
-def _percent_wrong(record: Record) -> np.ndarray:
-    # A logarithmic axis has no place for zero errors: they are drawn as half an image.
-    half = 50 / len(record["predictions"]["label"])
-    return np.maximum(100 - 100 * record["metrics"]["validation_accuracy"], half)
-
-
-def _finite_loss(record: Record) -> np.ndarray:
-    loss = record["metrics"]["validation_loss"]
-    return np.where(np.isfinite(loss), np.clip(loss, 1e-6, 1e6), np.nan)  # NaN makes a gap
-
-
-# The axis of accuracies is logarithmic in the error, which separates 99.4 from 99.5 % in the same
-# picture as the first epoch's 90 %.
-ACCURACY = Metric(
-    "accuracy",
-    "accuracy (%), stretched towards 100",
-    _percent_wrong,
-    lambda percent_wrong: f"{100 - percent_wrong:.3f} %",
-)
-LOSS = Metric("loss", "cross-entropy (logarithmic)", _finite_loss, "{:.4f}".format)
+_LABELS = {"accuracy": "accuracy (%), stretched towards 100", "loss": "cross-entropy (logarithmic)"}
 
 
 # Curves: of one run, of several, of a study.
 
 
 @matplotlib.rc_context(STYLE)
-def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figure:
-    """Draws a metric over epochs, with a panel for each variant.
+def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
+    """Draws a validation metric over epochs, with a panel for each variant.
 
     A panel shows the mean over seeds, with its last value; up to `FEW_SEEDS` seeds as thin lines,
     or the 95 % interval of more; and in grey the means of the other variants. Seeds that diverged
@@ -93,7 +63,8 @@ def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figur
 
     Args:
       records: The runs.
-      metric: `ACCURACY` or `LOSS`.
+      metric: `"accuracy"` or `"loss"`. The axis of accuracies is logarithmic in the error, which
+        separates 99.4 from 99.5 % in the same picture as the first epoch's 90 %.
       images: What the runs were validated on, for the title.
     """
     groups = by_name(records)
@@ -102,8 +73,8 @@ def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figur
     rows = math.ceil(len(groups) / columns)
     height = 2.2 * rows if rows > 1 else 3.5
     figure = Figure(figsize=(8, 1.2 + height), layout="constrained")
-    figure.suptitle(f"Validation {metric.name}{f' on {shorten(images, 48)}' * bool(images)}")
-    figure.supylabel(metric.label, fontsize=11)
+    figure.suptitle(f"Validation {metric}{f' on {shorten(images, 48)}' * bool(images)}")
+    figure.supylabel(_LABELS[metric], fontsize=11)
     panels = [*figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat]
     _scale(panels[0], heights, metric)  # all panels share its axes
     legend: dict[str, Any] = {}
@@ -115,7 +86,7 @@ def curves(records: Sequence[Record], metric: Metric, images: str = "") -> Figur
             legend["means of the others"] = grey[0]
         of = f"{len(seeds)} of {len(runs)} seeds: " * (len(seeds) < len(runs))
         of = of or f"seed {runs[0]['seed']}: " * (len(runs) == 1)
-        title = f"{shorten(name, 18)}\n{of}{metric.text(seeds[:, -1].mean())}"
+        title = f"{shorten(name, 18)}\n{of}{_text(seeds[:, -1].mean(), metric)}"
         axes.set_title(title, fontsize=10.5)
         if number + columns >= len(groups):
             axes.set_xlabel("epoch", fontsize=10)
@@ -141,10 +112,23 @@ def by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _heights_of_seeds(runs: Sequence[Record], metric: Metric) -> np.ndarray:
+def _heights_of_seeds(runs: Sequence[Record], metric: str) -> np.ndarray:
     """The heights of each seed that did not diverge, else of all: `[seeds, epochs]`."""
     usable = [run for run in runs if not has_diverged(run)] or runs
-    return np.array([*zip(*map(metric.heights, usable), strict=False)]).T
+    return np.array([*zip(*(_heights(run, metric) for run in usable), strict=False)]).T
+
+
+def _heights(record: Record, metric: str) -> np.ndarray:
+    """The heights of a curve `[epochs]`, positive or NaN, which makes a gap; less is better."""
+    values = record["metrics"][f"validation_{metric}"]
+    if metric == "loss":
+        return np.where(np.isfinite(values), np.clip(values, 1e-6, 1e6), np.nan)
+    # A logarithmic axis has no place for zero errors: they are drawn as half an image.
+    return np.maximum(100 - 100 * values, 50 / len(record["predictions"]["label"]))
+
+
+def _text(height: float, metric: str) -> str:
+    return f"{height:.4f}" if metric == "loss" else f"{100 - height:.3f} %"
 
 
 def _draw_seeds(axes: Axes, seeds: np.ndarray) -> dict[str, Any]:
@@ -165,7 +149,7 @@ def _draw_seeds(axes: Axes, seeds: np.ndarray) -> dict[str, Any]:
     return legend
 
 
-def _scale(axes: Axes, heights: Sequence[np.ndarray], metric: Metric) -> None:
+def _scale(axes: Axes, heights: Sequence[np.ndarray], metric: str) -> None:
     """Scales x to whole epochs and y logarithmically, with a readable number of ticks."""
     lines = (seeds.mean(axis=0) if len(seeds) > FEW_SEEDS else seeds for seeds in heights)
     values = np.concatenate([line.ravel() for line in lines])
@@ -177,7 +161,7 @@ def _scale(axes: Axes, heights: Sequence[np.ndarray], metric: Metric) -> None:
     axes.yaxis.set_major_locator(few if high < 3 * low else LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:.6g}")
-    if metric is ACCURACY:
+    if metric == "accuracy":
         axes.invert_yaxis()  # so that better is up
         axes.yaxis.set_major_formatter(lambda percent_wrong, _: f"{100 - percent_wrong:.6g}")
     epochs = max(seeds.shape[1] for seeds in heights)
@@ -314,9 +298,7 @@ def _title(records: Sequence[Record], mistakes: str) -> str:
 def of_study(study: Study) -> dict[str, Figure]:
     """Returns the figures of a report by the names of their files."""
     images = plain(study.images)
-    figures = {
-        f"{metric.name}.png": curves(study.records, metric, images) for metric in (ACCURACY, LOSS)
-    }
+    figures = {f"{metric}.png": curves(study.records, metric, images) for metric in _LABELS}
     if len(study.differences):
         figures["differences.png"] = differences(study.differences, study.baseline)
     if len(study.mistakes):
@@ -330,8 +312,8 @@ def of_runs(records: Sequence[Record], every: bool = False) -> Iterator[tuple[st
     The mistakes of each run and the confusions of each name are drawn if all have one name, or if
     `every` is true.
     """
-    yield "validation_accuracy.png", curves(records, ACCURACY)
-    yield "validation_loss.png", curves(records, LOSS)
+    for metric in _LABELS:
+        yield f"validation_{metric}.png", curves(records, metric)
     groups = by_name(records)
     for number, (name, runs) in enumerate(groups.items(), start=1):
         if every or len(groups) == 1:

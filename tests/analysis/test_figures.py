@@ -16,7 +16,6 @@ from PIL import Image
 from records import diverged, make_record
 
 from jax_mnist.analysis import figures, table
-from jax_mnist.analysis.figures import ACCURACY, LOSS
 from jax_mnist.analysis.study import Study
 from jax_mnist.runs import history
 
@@ -71,16 +70,18 @@ def texts(figure):
 
 
 FIGURES = {
-    "accuracy of eight": lambda: figures.curves(eight(), ACCURACY, "10,000 test images"),
-    "loss of ten seeds": lambda: figures.curves(eight(seeds=10), LOSS),
-    "1 epoch": lambda: figures.curves(eight(1), LOSS),
-    "long names": lambda: figures.curves([make_record(f"{i}_" + "mno" * 10) for i in "abc"], LOSS),
+    "accuracy of eight": lambda: figures.curves(eight(), "accuracy", "10,000 test images"),
+    "loss of ten seeds": lambda: figures.curves(eight(seeds=10), "loss"),
+    "1 epoch": lambda: figures.curves(eight(1), "loss"),
+    "long names": lambda: figures.curves(
+        [make_record(f"{i}_" + "mno" * 10) for i in "abc"], "loss"
+    ),
     "broken runs": lambda: figures.curves(
         [make_record(losses=[0.2, np.inf, np.nan]), make_record("bn", losses=[0.2, 0.0, -1.0])],
-        LOSS,
+        "loss",
     ),
-    "only a broken run": lambda: figures.curves([make_record(losses=[np.nan] * 3)], LOSS),
-    "all right": lambda: figures.curves([make_record(accuracies=(0.1, 1.0, 1.0))], ACCURACY),
+    "only a broken run": lambda: figures.curves([make_record(losses=[np.nan] * 3)], "loss"),
+    "all right": lambda: figures.curves([make_record(accuracies=(0.1, 1.0, 1.0))], "accuracy"),
     "differences": lambda: figures.differences(
         table.differences(table.by_seed(table.of_records(eight(seeds=3))), "bn"), "bn"
     ),
@@ -144,7 +145,7 @@ def legend_of(figure):
 def test_a_panel_shows_a_variant_its_seeds_or_their_interval_and_the_others(
     seeds, lines, bands, named
 ):
-    figure = figures.curves([r for r in eight(seeds=seeds) if r["name"] in ("bn", "l1")], LOSS)
+    figure = figures.curves([r for r in eight(seeds=seeds) if r["name"] in ("bn", "l1")], "loss")
     for axes, name in zip(figure.axes, ("bn", "l1"), strict=True):
         assert (len(axes.get_lines()), len(axes.collections)) == (lines, bands)
         assert axes.get_title().startswith(f"{name}\n")
@@ -154,15 +155,15 @@ def test_a_panel_shows_a_variant_its_seeds_or_their_interval_and_the_others(
     assert mean.get_xdata()[0] == 1 and mean.get_color() == "#0072B2"
     mean_name = "mean over seeds, with its last value"
     assert legend_of(figure) == [mean_name, *named, "means of the others"]
-    alone = figures.curves(eight(seeds=seeds)[:seeds], LOSS)
+    alone = figures.curves(eight(seeds=seeds)[:seeds], "loss")
     assert "means of the others" not in legend_of(alone) and len(alone.axes) == 1
 
 
 def test_a_seed_that_diverged_is_left_out_and_a_second_run_of_a_seed_is_told_apart():
     records = [make_record("gbn", s, (0.9, 0.98 + s / 100), examples=1000) for s in (0, 1)]
-    (axes,) = figures.curves([*records, diverged("gbn", 2)], ACCURACY).axes
+    (axes,) = figures.curves([*records, diverged("gbn", 2)], "accuracy").axes
     assert axes.get_title() == "gbn\n2 of 3 seeds: 98.500 %"
-    titles = [axes.get_title() for axes in figures.curves([*records, *records], ACCURACY).axes]
+    titles = [axes.get_title() for axes in figures.curves([*records, *records], "accuracy").axes]
     assert titles == ["gbn\n98.500 %", "gbn #2\n98.500 %"]
 
 
@@ -172,7 +173,7 @@ def height(axes, value):
 
 
 def test_accuracies_near_99_are_told_apart_beside_a_first_epoch_at_90():
-    figure = figures.curves(eight(), ACCURACY)
+    figure = figures.curves(eight(), "accuracy")
     ends = []
     for axes in figure.axes:
         line = axes.get_lines()[0]
@@ -187,7 +188,7 @@ def test_accuracies_near_99_are_told_apart_beside_a_first_epoch_at_90():
     assert {95, 98, 99} <= set(shown)
     # The curve of an accuracy passes exactly where the axis has its label.
     record = make_record(accuracies=(0.95, 0.99), examples=10_000)
-    (line,) = figures.curves([record], ACCURACY).axes[0].get_lines()
+    (line,) = figures.curves([record], "accuracy").axes[0].get_lines()
     assert line.get_ydata() == pytest.approx([shown[95], shown[99]])
 
 
@@ -195,7 +196,7 @@ def test_accuracies_near_99_are_told_apart_beside_a_first_epoch_at_90():
     "accuracies", [(0.99,), (0.99, 0.991), (0.9, 0.99), (0.1, 0.999), (0.9, *[0.99] * 150)]
 )
 def test_the_axes_have_a_few_ticks_whatever_their_range(accuracies):
-    (axes,) = figures.curves([make_record(accuracies=accuracies, examples=10_000)], ACCURACY).axes
+    (axes,) = figures.curves([make_record(accuracies=accuracies, examples=10_000)], "accuracy").axes
     shown = [tick for tick in axes.get_yticks() if 0 <= height(axes, tick) <= 1]
     assert 3 <= len(shown) <= 12 and len(axes.yaxis.get_minorticklocs()) == 0
     low, high = axes.get_xlim()
@@ -205,7 +206,7 @@ def test_the_axes_have_a_few_ticks_whatever_their_range(accuracies):
 
 def test_a_broken_run_does_not_hide_the_others():
     broken = make_record("broken", losses=[0.2, np.inf, np.nan])
-    figure = figures.curves([broken, make_record("bn", losses=[0.2, 0.1, 0.05])], LOSS)
+    figure = figures.curves([broken, make_record("bn", losses=[0.2, 0.1, 0.05])], "loss")
     assert [axes.get_title()[-6:] for axes in figure.axes] == ["0: nan", "0.0500"]
     low, high = figure.axes[0].get_ylim()
     assert 0.03 < low < 0.05 and 0.2 < high < 0.3
@@ -213,7 +214,7 @@ def test_a_broken_run_does_not_hide_the_others():
 
 def test_odd_names_are_shown_as_they_are():
     record = make_record("_$x^{ {0} %s \\a$")
-    for figure in (figures.curves([record], LOSS), figures.confusion([record])):
+    for figure in (figures.curves([record], "loss"), figures.confusion([record])):
         assert any(text.get_text().startswith("_$x^{ {0} %s \\a$") for text, _ in texts(figure))
 
 
