@@ -1,7 +1,5 @@
 """The report says what the records hold, whatever their texts."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +49,8 @@ def test_the_files_hold_the_numbers_of_the_table(written):
         ends = f"{found.low:+.3f} to {found.high:+.3f}"
         row = [f"{found['mean']:+.3f}", p_value(found.p), ends]
         assert cells(shown, "`l2`")[1:4] == [cell.replace("-", MINUS) for cell in row]
+        pairs = table.paired(table.by_seed(runs), baseline)["l2"]
+        assert cells(shown, "`l2`")[4] == f"{table.could_show(pairs, 0.05 / 7):.3f}"
     assert "With only 3 seeds, intervals are wide." in text
     assert "**It is a &lt;short&gt; study.**" in text and f"```bash\n{command}\n```" in text
     verdicts = claims.judge(study)
@@ -59,26 +59,16 @@ def test_the_files_hold_the_numbers_of_the_table(written):
         assert cells(differences, verdict.claim)[1] == f"**{verdict.verdict}**"
 
 
-def test_what_the_seeds_could_show_stands_beside_the_differences():
-    records = study(seeds=5, names=("bn", "l1", "l2"))
-    wide = table.by_seed(table.of_records(records))
-    least = table.could_show(wide.l2 - wide.bn, 0.05 / 2)
-    assert cells(text_of(records).partition("## Differences")[2], "`l2`")[4] == f"{least:.3f}"
-    assert cells(text_of(study(seeds=2)).partition("## Differences")[2], "`l2`")[4] == ""
-
-
 def test_all_combinations_of_settings_show_the_mean_effect_of_each():
-    records = []
-    for ghost, l2, seed in itertools.product((0, 1), (0, 1), range(3)):
-        accuracy = 0.98 + 0.001 * ghost - 0.002 * l2 + 0.0004 * ghost * l2 + 0.0003 * seed * l2
-        record = make_record(f"{ghost}{l2}", seed, accuracies=(0.9, accuracy))
-        record["config"] |= {"norm": "ghost" if ghost else "batch", "l2": 5e-4 * l2}
-        records.append(record)
+    records = study(names=("bn", "l2", "gbn", "gbn_l2"))
+    for record in records:
+        norm = "ghost" if record["name"].startswith("gbn") else "batch"
+        record["config"] |= {"norm": norm, "l2": 5e-4 * ("l2" in record["name"])}
     effects = text_of(records).partition("## Effects")[2]
-    assert cells(effects, "L2 decay 0.0005")[1:] == [
-        f"{MINUS}0.150", "0.026", f"{MINUS}0.225 to {MINUS}0.075"
-    ]  # fmt: skip
-    assert cells(effects, "ghost normalisation")[1] == "+0.120" and "the 2 pairs" in effects
+    found = Study(records).effects.loc["ghost normalisation"]
+    shown = [f"{found['mean']:+.3f}", p_value(found.p), interval(found, signs=True)]
+    assert cells(effects, "ghost normalisation")[1:] == shown and "the 2 pairs" in effects
+    assert len(cells(effects, "L2 decay 0.0005")) == 4
     assert "## Effects" not in text_of(records[:-3])
 
 
@@ -146,6 +136,9 @@ def test_diverged_runs_are_named_and_left_out(written):
     assert "Runs that diverged (3 here) count in claims about variants" in text
     with pytest.raises(ValueError, match="every run diverged"):
         text_of(bad)
+    assert "| difference to `l2`, pp |" in text_of(study(), "l2")
+    with pytest.raises(ValueError, match="baseline 'l3' has no run"):
+        text_of(study(), "l3")
 
 
 def test_variants_without_a_common_seed_leave_a_report_that_says_so():
@@ -262,15 +255,6 @@ def test_the_opening_says_what_is_shown_and_what_is_not():
         "The mean accuracy on 40 test images is 98.150 % (95 % interval 97.945 to 98.355), that "
         "of `a`."
     )
-
-
-def test_another_baseline(tmp_path):
-    records = study()
-    summary = report.write(records, tmp_path, baseline="l2")
-    assert "| difference to `l2`, pp |" in (tmp_path / "report.md").read_text()
-    assert "difference to l2, pp" in summary
-    with pytest.raises(ValueError, match="baseline 'l3' has no run"):
-        report.write(records, tmp_path, baseline="l3")
 
 
 def test_only_test_images_are_called_so():
