@@ -70,8 +70,7 @@ def main(arguments):
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
     note = NOTE.format(**next(iter(variants.values())).config) if _QUICK.value else ""
     try:
-        report.write(records, folder, command, note, _BASELINE.value, others)
-        summary = report.terminal_summary(records, _BASELINE.value)
+        summary = report.write(records, folder, command, note, _BASELINE.value, others)
     except ValueError as error:
         fail(error)
     print(summary)

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from command_line import define_config, load_only_variant, run
 
-from jax_mnist.analysis import drawing, plots
+from jax_mnist.analysis import figures
 from jax_mnist.runs import display, trainer
 from jax_mnist.runs.record import has_diverged
 
@@ -50,16 +50,16 @@ def accuracies(record):
 
 def draw(records, workdir):
     """Draws the curves of all seeds and the mistakes of the first one that did not diverge."""
-    figures = {
-        "validation_accuracy.png": plots.curves(records, drawing.ACCURACY),
-        "validation_loss.png": plots.curves(records, drawing.LOSS),
+    drawn = {
+        f"validation_{metric}.png": figures.curves(records, metric)
+        for metric in ("accuracy", "loss")
     }
     for record in [r for r in records if not has_diverged(r)][:1]:
         folder = f"seed-{record['seed']}/" if len(records) > 1 else ""
-        figures[f"{folder}misclassified.png"] = plots.misclassified(record)
-    for name, figure in figures.items():
-        plots.save(figure, workdir / name)
-    display.say(f"drew {', '.join(figures)}")
+        drawn[f"{folder}misclassified.png"] = figures.misclassified(record)
+    for name, figure in drawn.items():
+        figures.save(figure, workdir / name)
+    display.say(f"drew {', '.join(drawn)}")
 
 
 if __name__ == "__main__":

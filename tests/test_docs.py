@@ -80,6 +80,7 @@ def user_folder(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "configs", folder / "configs")
+    shutil.copytree(ROOT / "docs" / "study", folder / "docs" / "study")
     (own,) = (code for code in blocks(PAGES[0], "python") if "get_config" in code)
     (folder / "configs" / "mine.py").write_text(own)
     shutil.copy(DIGITS / "0_pen_on_white.png", folder / "my_digit.png")

@@ -94,6 +94,7 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
 # A script ends where training would begin, with the data loaded.
 BEGIN = """
 from jax_mnist import config
+from jax_mnist.analysis import report
 from jax_mnist.runs import loop, study
 def begin(*arguments):
     raise config.ConfigError("training would begin")
