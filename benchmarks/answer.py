@@ -28,7 +28,7 @@ def description() -> str:
 
 def draw() -> Figure:
     """Each effect as a mean with its interval, and below them the luck of every single run."""
-    figure = Figure(figsize=(9, 6.2))
+    figure = Figure(figsize=(9, 5.6))
     figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1)
     figure.suptitle(TITLE, x=0.01, ha="left", weight="bold")
     axes = figure.subplots()
