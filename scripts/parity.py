@@ -20,9 +20,7 @@ from command_line import fail, run
 
 from jax_mnist import config as config_lib
 from jax_mnist import files
-from jax_mnist.analysis.markup import interval
-from jax_mnist.analysis.run import final_accuracy
-from jax_mnist.analysis.statistics import accuracy_interval
+from jax_mnist.analysis import table
 from jax_mnist.data import datasets
 from jax_mnist.runs import study, workers
 
@@ -62,7 +60,7 @@ def main(arguments):
         fail("PyTorch is missing: python -m pip install -e '.[benchmark]'")
     folder, seeds, epochs = Path(_WORKDIR.value), range(_SEEDS.value), _EPOCHS.value
     records = study.train_all(study.paired_runs({"jax_mnist": recipe(epochs)}, len(seeds), folder))
-    ours = [final_accuracy(record) for record in records]
+    ours = [*table.of_records(records).accuracy_percent]
     paths = [folder / "torch" / f"seed-{seed}.txt" for seed in seeds]
     spawn = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     with ProcessPoolExecutor(len(workers.cores(len(seeds))), spawn) as pool:
@@ -75,9 +73,9 @@ def main(arguments):
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_atomically(folder / "parity.csv", text.getvalue().encode())
     for name, values in (("jax_mnist", ours), ("torch", theirs)):
-        found = accuracy_interval(values)
+        mean, low, high, _ = table.estimate(values).values()
         each = ", ".join(f"{value:.2f}" for value in values)
-        print(f"{name:9}  {found.mean:.3f} % (95 % interval {interval(found)}); {each}")
+        print(f"{name:9}  {mean:.3f} % (95 % interval {low:.3f} to {high:.3f}); {each}")
     test = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
     low, high = test.confidence_interval()
     print(

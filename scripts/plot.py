@@ -3,10 +3,10 @@
 python scripts/plot.py runs/bn runs/gbn --out figures
 python scripts/plot.py from_a_friend/history.pkl
 
-A run is a folder, or the history.pkl in it. Writes validation_accuracy.png and
-validation_loss.png, which show all runs (of several seeds, their mean and
-range), and for each run misclassified_NAME.png and confusion_NAME.png. It is
-safe to read files from strangers.
+A run is a folder, of one seed or several, or the history.pkl in it. Writes
+validation_accuracy.png and validation_loss.png, which compare all runs. Of a
+single run, or with --all of each, it also writes misclassified_NAME.png and
+confusion_NAME.png. It is safe to read files from strangers.
 """
 
 from pathlib import Path
@@ -14,20 +14,21 @@ from pathlib import Path
 from absl import flags
 from command_line import fail, run
 
-from jax_mnist.analysis import plots
+from jax_mnist.analysis import figures
 from jax_mnist.runs import history
 from jax_mnist.runs.run import HISTORY, finished_folders
 
 _OUT = flags.DEFINE_string("out", "figures", "Folder to write the figures to.")
+_ALL = flags.DEFINE_bool("all", False, "Draw the mistakes and confusions of several runs too.")
 
 
 def main(arguments):
     if not arguments:
         fail("name the folders of one or more runs, or their history.pkl")
     records = [history.load(file) for path in arguments for file in histories(Path(path))]
-    for name, figure in plots.figures(records):
+    for name, figure in figures.of_runs(records, every=_ALL.value):
         path = Path(_OUT.value) / name
-        plots.save(figure, path)
+        figures.save(figure, path)
         print(path)
 
 

@@ -4,7 +4,6 @@ python scripts/study.py --quick         # a first impression, in minutes
 python scripts/study.py                 # the eight variants, five seeds
 python scripts/study.py --seeds=20 --workdir=/some/dir
 python scripts/study.py bn l2 configs/mine.py --config.epochs=5
-python scripts/study.py --plan=0.05     # how many seeds would show 0.05 points
 
 If interrupted, run the same command again to resume.
 """
@@ -41,14 +40,6 @@ _BESIDE = flags.DEFINE_string(
 _BASELINE = flags.DEFINE_string(
     "baseline", "", "Variant that the others are compared with (bn or else the first)."
 )
-_PLAN = flags.DEFINE_float(
-    "plan",
-    None,
-    "Trains nothing, and says how many seeds would show a difference of so many percentage points, "
-    "judged by the finished runs in --workdir.",
-    lower_bound=1e-6,
-    upper_bound=100,
-)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs and the report (runs/study; quick: runs/quick)."
 )
@@ -59,9 +50,6 @@ def main(arguments):
     quick = _QUICK.value
     changes = (QUICK if quick else {}) | overrides()
     folder = Path(_WORKDIR.value or ("runs/quick" if quick else "runs/study"))
-    if _PLAN.value is not None:
-        show_plan(folder, arguments)
-        return
     seeds = _SEEDS.value or (QUICK_SEEDS if quick else SEEDS)
     baseline = _BASELINE.value
     variants = load_configs(arguments or (QUICK_VARIANTS if quick else VARIANTS), changes)
@@ -76,27 +64,11 @@ def main(arguments):
     command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
     note = NOTE.format(**next(iter(variants.values()))) if quick else ""
     try:
-        report.write(records, folder, command, note, baseline, beside)
-        summary = report.terminal_summary(records, baseline)
+        summary = report.write(records, folder, command, note, baseline, beside)
     except ValueError as error:
         fail(error)
     print(summary)
     print(f"report: {(folder / 'report.html').resolve().as_uri()}")
-
-
-def show_plan(folder, names):
-    """Plans by the finished runs of the variants of these names or files, or of all."""
-    records = study.finished(folder)
-    if not records:
-        fail(f"{folder} holds no finished runs: train a study, or name its folder with --workdir")
-    variants = [Path(name).stem for name in names]
-    if missing := set(variants) - {record["name"] for record in records}:
-        fail(f"{folder} holds no finished run of {', '.join(sorted(missing))}")
-    records = [r for r in records if not variants or r["name"] in variants]
-    try:
-        print(report.plan(records, _PLAN.value, _BASELINE.value))
-    except ValueError as error:
-        fail(f"{folder}: {error}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ train[:-10000] and ranks by train[-10000:], unless both --config.train_split and
 to resume.
 """
 
-import csv
-import io
 import math
 from pathlib import Path
 
@@ -19,11 +17,9 @@ from command_line import define_config, fail, load_config, overrides, run
 
 from jax_mnist import config as config_lib
 from jax_mnist import files
-from jax_mnist.analysis import plain, statistics
-from jax_mnist.analysis.run import final_accuracy
-from jax_mnist.runs import history, study
+from jax_mnist.analysis import table
+from jax_mnist.runs import study
 
-COLUMNS = ("combination", "seeds", "diverged", "accuracy_percent", "low", "high")
 SPLITS = ("train_split", "validation_split")
 
 _VARY = flags.DEFINE_multi_string("vary", None, "FIELD=VALUE,VALUE,...; may be repeated.")
@@ -45,12 +41,11 @@ def main(arguments):
         config.update(train_split="train[:-10000]", validation_split="train[-10000:]")
     variants = study.grid(config, _vary(chosen))
     records = study.train_all(study.paired_runs(variants, _REPLICAS.value, workdir))
-    rows = ranking(records)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    files.write_atomically(workdir / "ranking.csv", text.getvalue().encode())
-    files.write_atomically(workdir / "results.csv", plain.results_csv(records).encode())
-    show(rows, config.validation_split)
+    runs = table.of_records(records)
+    ranking = table.ranking(runs)
+    files.write_atomically(workdir / "ranking.csv", ranking.to_csv().encode())
+    files.write_atomically(workdir / "results.csv", table.to_csv(runs).encode())
+    show(ranking, config.validation_split)
     print(f"ranking in {workdir / 'ranking.csv'}, every run in {workdir / 'results.csv'}")
 
 
@@ -74,35 +69,15 @@ def _vary(chosen):
     return vary
 
 
-def ranking(records):
-    """Ranks combinations by mean accuracy: rows of `COLUMNS`.
-
-    `low` and `high` are the 95 % interval, within 0 to 100 %, which equal accuracies do not have;
-    of fewer than three seeds they are the lowest and the highest accuracy. A combination of which
-    a run diverged is not ranked.
-    """
-    ranked, diverged = [], []
-    for name, runs in statistics.by_variant(records).items():
-        lost = sum(map(history.has_diverged, runs.values()))
-        if lost:
-            diverged.append([name, len(runs), lost, "", "", ""])
-            continue
-        accuracies = [final_accuracy(run) for run in runs.values()]
-        mean, low, high, _ = statistics.accuracy_interval(accuracies)
-        if len(runs) < 3:
-            low, high = min(accuracies), max(accuracies)
-        numbers = (round(n, 4) if math.isfinite(n) else "" for n in (mean, low, high))
-        ranked.append([name, len(runs), 0, *numbers])
-    return sorted(ranked, key=lambda row: -row[3]) + diverged
-
-
-def show(rows, images):
-    seeds = rows[0][1]
+def show(ranking, images):
+    seeds = int(ranking.seeds.iloc[0])
     between = {1: "", 2: " (lowest to highest)"}.get(seeds, " (95 % interval)")
     print(f"mean accuracy{between} on {images}, {seeds} {'seed' if seeds == 1 else 'seeds'} each")
-    for name, _, diverged, mean, low, high in rows:
-        interval = f" ({low:.3f} to {high:.3f})" if seeds > 1 and low != "" else ""
-        print(f"{'diverged' if diverged else f'{mean:.3f} %'}{interval}  {name}")
+    for row in ranking.itertuples():
+        bounded = seeds > 1 and math.isfinite(row.low)
+        interval = f" ({row.low:.3f} to {row.high:.3f})" if bounded else ""
+        accuracy = "diverged" if row.diverged else f"{row.accuracy_percent:.3f} %"
+        print(f"{accuracy}{interval}  {row.Index}")
 
 
 if __name__ == "__main__":

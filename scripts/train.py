@@ -19,8 +19,7 @@ from pathlib import Path
 from absl import flags
 from command_line import define_config, fail, load_config, run
 
-from jax_mnist.analysis import drawing, plots
-from jax_mnist.analysis import run as one_run
+from jax_mnist.analysis import figures, table
 from jax_mnist.runs import display, history, processes, trainer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results (runs/<config name>).")
@@ -53,11 +52,11 @@ def main(arguments):
     for record in records:
         if history.has_diverged(record):
             continue  # reported when it happened
-        summary, epochs = one_run.summary(record), record["config"]["epochs"]
+        run_row, epochs = table.of_records([record]).iloc[0], record["config"]["epochs"]
         of_seed = f", seed {record['seed']}" if len(records) > 1 else ""
         display.say(
-            f"{record['name']}{of_seed}: val acc {100 * summary.final_accuracy:.2f} % at the end, "
-            f"best {100 * summary.best_accuracy:.2f} % after epoch {summary.best_epoch}/{epochs}"
+            f"{record['name']}{of_seed}: val acc {run_row.accuracy_percent:.2f} % at the end, "
+            f"best {run_row.best_accuracy_percent:.2f} % after epoch {run_row.best_epoch}/{epochs}"
         )
     if processes.is_first_process():
         draw(records, workdir)
@@ -68,16 +67,16 @@ def main(arguments):
 
 def draw(records, workdir):
     """Draws the curves of all seeds and the mistakes of the first one that did not diverge."""
-    figures = {
-        "validation_accuracy.png": plots.curves(records, drawing.ACCURACY),
-        "validation_loss.png": plots.curves(records, drawing.LOSS),
+    drawn = {
+        "validation_accuracy.png": figures.curves(records, figures.ACCURACY),
+        "validation_loss.png": figures.curves(records, figures.LOSS),
     }
     for record in [r for r in records if not history.has_diverged(r)][:1]:
         folder = f"seed-{record['seed']}/" if len(records) > 1 else ""
-        figures[f"{folder}misclassified.png"] = plots.misclassified(record)
-    for name, figure in figures.items():
-        plots.save(figure, workdir / name)
-    display.say(f"drew {', '.join(figures)}")
+        drawn[f"{folder}misclassified.png"] = figures.misclassified(record)
+    for name, figure in drawn.items():
+        figures.save(figure, workdir / name)
+    display.say(f"drew {', '.join(drawn)}")
 
 
 if __name__ == "__main__":

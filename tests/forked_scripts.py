@@ -9,7 +9,7 @@ from pathlib import Path
 # JAX's devices are not initialised before the fork, so that each process has its own.
 _PARENT = """
 import json, os, runpy, sys, tempfile, traceback
-import jax_mnist.analysis.plots, jax_mnist.inference.predict
+import jax_mnist.analysis.report, jax_mnist.inference.predict
 for line in sys.stdin:
     script, *arguments, folder = json.loads(line)
     with tempfile.TemporaryFile("r+") as out, tempfile.TemporaryFile("r+") as errors:

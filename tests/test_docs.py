@@ -72,13 +72,10 @@ def user_folder(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "configs", folder / "configs")
-    own = re.search(
-        r"^```python\n(from jax_mnist.config.*?)^```$", PAGES[0].read_text(), re.S | re.M
-    )
+    shutil.copytree(ROOT / "docs" / "study", folder / "docs" / "study")
+    own = re.search(r"```python\n(from jax_mnist.config.*?)```", PAGES[0].read_text(), re.DOTALL)
     (folder / "configs" / "mine.py").write_text(own[1])
-    shutil.copy(
-        ROOT / "tests" / "inference" / "digits" / "0_pen_on_white.png", folder / "my_digit.png"
-    )
+    shutil.copy(ROOT / "tests/inference/digits/0_pen_on_white.png", folder / "my_digit.png")
     np.save(folder / "my_digits.npy", np.zeros((3, 28, 28), np.uint8))
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)

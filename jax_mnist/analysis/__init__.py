@@ -1,1 +1,1 @@
-"""From records to numbers and pictures: one run, statistics, claims, plots, the report."""
+"""From records to numbers and pictures: a study as a table, its facts, its report."""

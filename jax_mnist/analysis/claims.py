@@ -4,46 +4,47 @@ To add a claim about variants, add a `Claim` to `CLAIMS`; one about confused cla
 `CONFUSED_PAIRS`.
 
 Runs that diverged count in claims about variants: with the accuracy that they reached, and with
-`run.COLLAPSE` as spread and drop. Claims about classes leave them out.
+`table.COLLAPSE` as spread and drop. Claims about classes leave them out.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from jax_mnist.analysis import statistics
-from jax_mnist.analysis.run import confusion_matrix, final_accuracy, largest_drop, spread
-from jax_mnist.analysis.statistics import LEVEL, Estimate, Measure, Variants
-from jax_mnist.config import FIELDS, NO_EFFECT, with_defaults
-from jax_mnist.runs.history import Record
+from jax_mnist.analysis import table
+from jax_mnist.analysis.study import Study, confusion_matrix
+from jax_mnist.config import FIELDS, NO_EFFECT
 
 ORIGINAL = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")  # its variants
 
 
 class Claim(NamedTuple):
-    """A claim that a variant has more (or less) of a measure than others, in percentage points."""
+    """A claim that a variant has more (or less) of a column of the table than others."""
 
     text: str
     subject: str
     rivals: tuple[str, ...] = ORIGINAL
-    measure: Measure = final_accuracy
-    measured: str = "accuracy"
+    column: str = "accuracy_percent"
+    measure: str = "accuracy"
     more: bool = True
-    exempt: tuple[str, ...] = ()  # variants that the claim names, but not as rivals
 
 
 CLAIMS = (
     Claim("L2 has the highest accuracy", "l2"),
-    Claim("L2 is the most stable", "l2", measure=spread, measured="spread", more=False),
-    Claim("GBN alone is better than all but L2", "gbn", exempt=("l2",)),
+    Claim("L2 is the most stable", "l2", column="spread_pp", measure="spread", more=False),
     Claim(
-        text="L1 and L2 together are unstable",
+        "GBN alone is better than all but L2",
+        subject="gbn",
+        rivals=tuple(name for name in ORIGINAL if name != "l2"),
+    ),
+    Claim(
+        "L1 and L2 together are unstable",
         subject="l1_l2",
         rivals=("bn", "l1", "l2"),
-        measure=largest_drop,
-        measured="largest drop",
+        column="largest_drop_pp",
+        measure="largest drop",
     ),
     Claim("L2 is better than L1", "l2", ("l1",)),
 )
@@ -55,128 +56,111 @@ ADDED_TO = "gbn_l2"  # the original's variant that they are added to
 REGULARIZERS = tuple(f.name for f in FIELDS if f.optional and f.name != "distillation")
 _NEUTRAL = {"name", "seed", "replicas", "data_dir", "source_dir", "dropout_position", *NO_EFFECT}
 
+KINDS = ("supported", "contradicted", "undecided", "not in this study")  # of verdicts
+RULE = (
+    "The rule: the subject of a claim is compared with each rival, paired by seed, and the "
+    "p-values are corrected for the number of rivals (Holm). A claim is *supported* if every "
+    f"difference is in the claimed direction with p below {table.LEVEL}, *contradicted* "
+    "if one is in the opposite direction with such a p, and otherwise *undecided*; each claim "
+    "is judged by itself. The correction makes this rule stricter than it need be for support, "
+    "which takes all differences. The effect is the difference to the closest rival or, for a "
+    "contradicted claim, to the rival that contradicts it most; it is positive in the claimed "
+    "direction. Claims about the highest, the most stable or all refer to the original's eight "
+    "variants. A pair not named is any pair of classes that the original does not call often "
+    "confused; the errors between two classes are the mean over the runs of a seed."
+)
+RULE_OF_MORE = (
+    "The claim that more regularisation techniques can help is about the variants that add to "
+    f"`{ADDED_TO}` what the original does not have. It is *supported* if at "
+    f"least one of them has a higher accuracy with p below {table.LEVEL} (paired by seed, "
+    "corrected for their number with Holm's method), *contradicted* if all of them have a lower "
+    "one with such a p, and otherwise *undecided*. Only these variants count in the correction, so "
+    "that a p-value may differ from that of the same difference above. The effect is that of the "
+    "best such variant, or of the best that supports the claim; the measure names it."
+)
+
 
 class Verdict(NamedTuple):
-    """A claim and how the runs judge it.
+    """A claim and how the runs judge it; `rival` and `effect` are as `RULE` says.
 
-    The effect is the difference to the closest rival, positive in the claimed direction. For a
-    contradicted claim it is the difference to the rival that contradicts it most. For the claim of
-    `judge_more_regularizers` the rival is the baseline.
+    The effect has `mean`, `low`, `high` and `p`: NaN if a rival shares no seed with the subject.
     """
 
     claim: str
     measure: str
     unit: str
-    rival: str
-    effect: Estimate | None
-    verdict: str
+    verdict: str = "not in this study"
+    rival: str = ""
+    effect: pd.Series = pd.Series(np.nan, ["mean", "low", "high", "p"])
 
 
-def verdict(effects: Sequence[Estimate]) -> str:
-    """Applies the rule to differences in the claimed direction, with corrected p-values.
-
-    Returns:
-      `'supported'` if all of them are positive with p below 0.05, `'contradicted'` if one is
-      negative with p below 0.05, else `'undecided'`.
-    """
-    if any(effect.mean < 0 and effect.p < LEVEL for effect in effects):
-        return "contradicted"
-    if effects and all(effect.mean > 0 and effect.p < LEVEL for effect in effects):
-        return "supported"
-    return "undecided"
+def of_original(study: Study) -> bool:
+    """Whether all variants of the original are there, on its data."""
+    return study.data == "MNIST" and {*study.all_variants} >= {*ORIGINAL}
 
 
-def judge(variants: Variants) -> list[Verdict]:
-    """Judges every claim of the original system by the rule of `verdict`.
-
-    A variant is compared with its rivals by paired differences. Two classes are compared with every
-    pair that is not in `CONFUSED_PAIRS`, by the mean errors per run, paired by seed. The verdict is
-    `'not in this study'` if a variant of the claim is missing or shares no seed with the subject.
-
-    Args:
-      variants: All runs, including those that diverged.
-    """
-    verdicts = [judge_claim(claim, variants) for claim in CLAIMS]
-    errors = _errors_between(statistics.without_diverged(variants))
-    others = sorted(errors.keys() - set(CONFUSED_PAIRS))
-    for pair in CONFUSED_PAIRS:
-        effects = {
-            f"{a} and {b}": statistics.paired_difference(errors[pair], errors[a, b])
-            for a, b in others
-            if pair in errors
-        }
-        text = f"{pair[0]} and {pair[1]} are confused more than any pair not named"
-        effects = statistics.holm(effects)
-        verdicts.append(_judged(text, "errors between them", "images", effects))
+def judge(study: Study) -> list[Verdict]:
+    """Judges the claims of the original that the study has the variants for."""
+    verdicts = []
+    for claim in CLAIMS if of_original(study) else ():
+        wide = table.by_seed(study.all_runs, claim.column, diverged=True)
+        wide = wide[[*dict.fromkeys((claim.subject, *claim.rivals))]] * (1 if claim.more else -1)
+        verdicts.append(_judge(claim.text, claim.measure, "pp", wide, claim.subject))
+    pairs = ["{} and {}".format(*pair) for pair in CONFUSED_PAIRS]
+    for pair in pairs if of_original(study) else ():
+        errors = _errors_between_classes(study).drop(columns=[p for p in pairs if p != pair])
+        text = f"{pair} are confused more than any pair not named"
+        verdicts.append(_judge(text, "errors between them", "images", errors, pair))
+    if study.data == "MNIST" and ADDED_TO in study.all_variants:
+        verdicts += _judge_more_regularizers(study)
     return verdicts
 
 
-def judge_claim(claim: Claim, variants: Variants) -> Verdict:
-    """Judges one claim about variants, as `judge` does."""
-    return _judged(claim.text, claim.measured, "pp", _effects(claim, variants))
+def decide(effects: pd.DataFrame) -> str:
+    """Applies `RULE` to differences in the claimed direction, with corrected p-values."""
+    sure = effects.p < table.LEVEL
+    if (sure & (effects["mean"] < 0)).any():
+        return "contradicted"
+    return "supported" if (sure & (effects["mean"] > 0)).all() else "undecided"
 
 
-def judge_more_regularizers(variants: Variants) -> Verdict | None:
-    """Judges whether at least one regulariser that the original lacks helps.
+def _judge(text: str, measure: str, unit: str, wide: pd.DataFrame, subject: str) -> Verdict:
+    """Judges whether one column of `wide` is above all others."""
+    effects = table.differences(-wide, subject)  # the subject is what is subtracted
+    if len(effects) < wide.shape[1] - 1:
+        return Verdict(text, measure, unit)
+    decision = decide(effects)
+    decisive = effects[effects.p < table.LEVEL] if decision == "contradicted" else effects
+    rival = decisive["mean"].idxmin()
+    return Verdict(text, measure, unit, decision, rival, effects.loc[rival])
 
-    They are the variants that differ from `ADDED_TO` only by `REGULARIZERS` that it does
-    not use. The claim is supported if one of them has a higher accuracy with p below 0.05 (paired
-    by seed, Holm), contradicted if all of them have a lower one with such a p, and otherwise
-    undecided.
 
-    Returns:
-      The verdict, with the effect of the best variant or, if the claim is supported, of the best
-      that supports it. The measure names this variant. None if there is no such variant.
-    """
-    baseline = variants.get(ADDED_TO, {})
-    names = [name for name, runs in variants.items() if _adds_regularizers(runs, baseline)]
-    effects = statistics.differences(variants, final_accuracy, names, ADDED_TO)
-    if not effects:
-        return None
-    helping = [name for name, effect in effects.items() if effect.mean > 0 and effect.p < LEVEL]
-    harm = all(effect.mean < 0 and effect.p < LEVEL for effect in effects.values())
-    best = max(helping or effects, key=lambda name: effects[name].mean)
-    found = "supported" if helping else "contradicted" if harm else "undecided"
+def _errors_between_classes(study: Study) -> pd.DataFrame:
+    """For each seed (rows) and two classes (columns), the mean number of errors between them."""
+    matrices = [confusion_matrix(record) for record in study.records]
+    pairs = [*itertools.combinations(range(len(matrices[0])), 2)]
+    errors = [{f"{a} and {b}": both[a, b] + both[b, a] for a, b in pairs} for both in matrices]
+    return pd.DataFrame(errors).groupby(study.runs.seed.to_numpy()).mean()
+
+
+def _judge_more_regularizers(study: Study) -> list[Verdict]:
+    """Applies `RULE_OF_MORE` to the variants that add `REGULARIZERS`, if there are any."""
+    wide = table.by_seed(study.all_runs, diverged=True)
+    names = [name for name in wide if _adds_regularizers(study, name)]
+    effects = table.differences(wide[[ADDED_TO, *names]], ADDED_TO)
+    if effects.empty:
+        return []
+    sure = effects.p < table.LEVEL
+    helping, harmful = sure & (effects["mean"] > 0), sure & (effects["mean"] < 0)
+    best = effects[helping | (not helping.any())]["mean"].idxmax()
+    decision = "supported" if helping.any() else "contradicted" if harmful.all() else "undecided"
     measure = f"accuracy of {best}"
-    return Verdict(MORE_REGULARIZERS, measure, "pp", ADDED_TO, effects[best], found)
+    return [Verdict(MORE_REGULARIZERS, measure, "pp", decision, ADDED_TO, effects.loc[best])]
 
 
-def _adds_regularizers(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> bool:
-    """Whether a variant uses `REGULARIZERS` that the baseline does not, and no more differs."""
-    configs = [next(iter(of.values()))["config"] for of in (runs, baseline) if of]
-    if len(configs) < 2:
-        return False
-    own, theirs = map(with_defaults, configs)
+def _adds_regularizers(study: Study, name: str) -> bool:
+    """Whether a variant uses `REGULARIZERS` that `ADDED_TO` does not, and no more differs."""
+    own, theirs = study.configs[name], study.configs[ADDED_TO]
     changed = {field for field in own.keys() | theirs if own.get(field) != theirs.get(field)}
     changed -= _NEUTRAL
     return bool(changed) and all(f in REGULARIZERS and theirs[f] == 0 for f in changed)
-
-
-def _effects(claim: Claim, variants: Variants) -> dict[str, Estimate]:
-    """The differences to each rival in the claimed direction; empty if one is missing."""
-    rivals = [name for name in claim.rivals if name not in (claim.subject, *claim.exempt)]
-    sign = -1 if claim.more else 1  # because the subject is what is subtracted
-    effects = statistics.differences(
-        variants, lambda record: sign * claim.measure(record), rivals, claim.subject
-    )
-    complete = len(effects) == len(rivals) and variants.keys() >= set(claim.exempt)
-    return effects if complete else {}
-
-
-def _errors_between(variants: Variants) -> dict[tuple[int, int], list[float]]:
-    """The errors between every two classes: for each seed, the mean over its runs."""
-    means = []
-    for seed in sorted({seed for runs in variants.values() for seed in runs}):
-        runs = [runs[seed] for runs in variants.values() if seed in runs]
-        means.append(np.mean([confusion_matrix(run) for run in runs], axis=0))
-    pairs = itertools.combinations(range(len(means[0])), 2) if means else ()
-    return {(a, b): [float(mean[a, b] + mean[b, a]) for mean in means] for a, b in pairs}
-
-
-def _judged(claim: str, measure: str, unit: str, effects: Mapping[str, Estimate]) -> Verdict:
-    if not effects:
-        return Verdict(claim, measure, unit, rival="", effect=None, verdict="not in this study")
-    found = verdict(list(effects.values()))
-    decisive = [n for n, d in effects.items() if found != "contradicted" or d.p < LEVEL]
-    rival = min(decisive, key=lambda name: effects[name].mean)
-    return Verdict(claim, measure, unit, rival=rival, effect=effects[rival], verdict=found)

@@ -216,18 +216,12 @@ def effects(wide: pd.DataFrame, settings: pd.DataFrame, baseline: str) -> pd.Dat
     changed = settings != settings.loc[baseline]
     wide = wide.dropna()
     factorial = len(changed) == len(changed.drop_duplicates()) == 2 ** changed.shape[1] > 2
-    two_values = (settings.nunique() == 2).all() and set(wide) == set(settings.index)
-    if not (factorial and two_values and len(wide)):
+    complete = {*wide} == {*changed.index} and len(wide) > 0
+    if not (factorial and complete and (settings.nunique() == 2).all()):
         return _corrected({})
-    return _corrected(
-        {
-            setting: estimate(
-                wide.loc[:, changed[setting].reindex(wide.columns)].mean(axis=1)
-                - wide.loc[:, ~changed[setting].reindex(wide.columns)].mean(axis=1)
-            )
-            for setting in settings
-        }
-    )
+    with_it = {field: wide[changed.index[changed[field]]].mean(axis=1) for field in changed}
+    without = {field: wide[changed.index[~changed[field]]].mean(axis=1) for field in changed}
+    return _corrected({field: estimate(with_it[field] - without[field]) for field in changed})
 
 
 def could_show(values: Sequence[float] | pd.Series, level: float, power: float = 0.8) -> float:
@@ -277,7 +271,7 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _estimates(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
-    return pd.DataFrame.from_dict(rows, orient="index", columns=_ESTIMATE, dtype=float)
+    return pd.DataFrame(rows, index=_ESTIMATE, dtype=float).T
 
 
 def _corrected(rows: dict[str, dict[str, float]]) -> pd.DataFrame:

@@ -6,13 +6,15 @@ from typing import NamedTuple
 import pytest
 from records import study
 
-from jax_mnist.analysis import claims, report, statistics
+from jax_mnist.analysis import claims, report
+from jax_mnist.analysis.study import Study
 
 
 class Written(NamedTuple):
     folder: Path
-    variants: statistics.Variants
+    study: Study
     command: str
+    summary: str
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +22,5 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     records = study(names=claims.ORIGINAL)
     command = "python scripts/study.py --seeds=3 --workdir='my <runs>'"
-    report.write(records, folder, command, note="It is a <short> study.")
-    return Written(folder, statistics.by_variant(records), command)
+    summary = report.write(records, folder, command, note="It is a <short> study.")
+    return Written(folder, Study(records), command, summary)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from forked_scripts import ForkedScripts
 from PIL import Image
-from records import study
 
 from jax_mnist.data import datasets
 from jax_mnist.inference import predict
@@ -122,24 +121,6 @@ def test_a_quick_study_reports_and_resumes(tmp_path):
     other = script("study.py", *arguments, "--config.l1=0.1", cwd=tmp_path, tiny=True)
     assert other.returncode == 2
     assert len(other.stderr.splitlines()) == 1 and "l1 is 0.0 there, 0.1 here" in other.stderr
-
-
-def test_a_plan_is_made_from_the_finished_runs(tmp_path):
-    for record in study():
-        history.save(tmp_path / f"s/{record['name']}/seed-{record['seed']}/history.pkl", record)
-    planned = script("study.py", "--workdir=s", "--plan=0.05", cwd=tmp_path)
-    assert planned.returncode == 0, planned.stderr
-    head, *rows = planned.stdout.splitlines()[:4]
-    assert head.split("  ")[-1].strip() == "shown, pp" and "seeds if one of 3" in head
-    assert [row.split()[0] for row in rows] == ["gbn", "l1", "l2"]
-    text = " ".join(planned.stdout.split())
-    assert "differ from bn" in text and "by 0.05 percentage points" in text
-    two = script("study.py", "--workdir=s", "--plan=0.05", "bn", "configs/l1.py", cwd=tmp_path)
-    assert "seeds if one of 1" in two.stdout and "l2" not in two.stdout
-    other = script("study.py", "--workdir=s", "--plan=0.05", "bn", "best", cwd=tmp_path)
-    assert other.returncode == 2 and "s holds no finished run of best" in other.stderr
-    nothing = script("study.py", "--plan=0.05", cwd=tmp_path)
-    assert nothing.returncode == 2 and "runs/study holds no finished runs" in nothing.stderr
 
 
 def start_study(folder, *arguments):

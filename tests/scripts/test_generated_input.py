@@ -105,7 +105,7 @@ def test_a_generated_config_trains_or_is_refused_in_one_line(thorough):
 MANY = """
 import json, os, runpy, sys, tempfile
 from jax_mnist import config
-from jax_mnist.analysis import plots, report, statistics
+from jax_mnist.analysis import report
 from jax_mnist.inference import predict
 from jax_mnist.runs import loop, study, workers
 script = sys.argv[1]

@@ -1,11 +1,10 @@
-"""Pieces of Markdown: texts that may come from strangers, numbers, lists of words."""
+"""Texts of a report: names that may come from strangers, numbers, lists of words."""
 
 import html
 import math
 import re
-from collections.abc import Callable, Sequence
-
-from jax_mnist.analysis.statistics import Estimate
+from collections.abc import Sequence
+from typing import Any
 
 
 def escape(text: object) -> str:
@@ -20,14 +19,27 @@ def code(text: object) -> str:
     return f"`{plain}`" if re.fullmatch(r"[\w.,:=+/\[\] -]+", plain) else escape(plain)
 
 
+def plain(markdown: str) -> str:
+    """Returns Markdown made by this module as plain text: without code, emphasis and escapes."""
+    return html.unescape(re.sub(r"\\(.)|[`*]", lambda match: match[1] or "", markdown))
+
+
+def shorten(text: str, length: int) -> str:
+    """Returns the text, or its beginning and an ellipsis if it is longer than `length`."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def signed(value: float) -> str:
     """Returns a number with its sign and three decimals."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(of: Estimate, number: Callable[[float], str] = "{:.3f}".format) -> str:
-    """Returns the ends of an interval, or `none`."""
-    return f"{number(of.low)} to {number(of.high)}" if math.isfinite(of.low) else "none"
+def interval(estimate: Any, signs: bool = False) -> str:
+    """Returns the ends of an estimate's interval, or `none`."""
+    if not math.isfinite(estimate.low):
+        return "none"
+    low, high = (signed(v) if signs else f"{v:.3f}" for v in (estimate.low, estimate.high))
+    return f"{low} to {high}"
 
 
 def p_value(p: float) -> str:
@@ -48,5 +60,5 @@ def count(number: int, noun: str) -> str:
 
 
 def listing(items: Sequence[str]) -> str:
-    """Returns one or more items as an English list: `a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+    """Returns items as an English list: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
