@@ -136,7 +136,9 @@ def test_the_links_and_files_that_a_page_names_exist(page, user_folder):
         titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if anchor else ()
         anchors = [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
         assert not anchor or anchor in anchors, target
-    for name in re.findall(r"`((?:jax_mnist|scripts|configs|tests|docs)/[\w/.]*)`", text):
+    for name in re.findall(
+        r"`((?:jax_mnist|scripts|benchmarks|configs|tests|docs)/[\w/.]*)`", text
+    ):
         assert (ROOT / name).exists() or (user_folder / name).exists(), name
 
 
