@@ -320,5 +320,5 @@ def test_the_script_refuses_bad_files_in_one_line(tmp_path):
     process = run(sys.executable, "scripts/plot.py", good, bad, "--out", tmp_path / "out")
     assert (process.returncode, process.stdout) == (2, "")
     (line,) = process.stderr.splitlines()
-    assert line.startswith(f"plot.py: {str(bad)!r}: ") and "not a history" in line
+    assert line.startswith(f"plot.py: {str(bad)!r}: ") and "not a record" in line
     assert not (tmp_path / "out").exists()
