@@ -9,10 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+try:
+    from absl import app, flags, logging
+    from ml_collections import config_flags
 
-from jax_mnist import config as config_lib
+    from jax_mnist import config as config_lib
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error.name} is not installed in this Python ({sys.executable}): run python -m pip "
+        "install -e . in the repository, in a virtual environment, and use its Python"
+    )
 from jax_mnist.config import ConfigError
 from jax_mnist.data.datasets import DatasetError
 from jax_mnist.runs.record import RecordError

@@ -9,8 +9,7 @@ If the run has several replicas, all of them are in the file.
 
 from pathlib import Path
 
-from absl import flags
-from command_line import fail, run
+from command_line import fail, flags, run
 
 from jax_mnist import files
 from jax_mnist.inference.export import FORMATS

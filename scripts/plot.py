@@ -11,8 +11,7 @@ confusion_NAME.png. It is safe to read files from strangers.
 
 from pathlib import Path
 
-from absl import flags
-from command_line import fail, run
+from command_line import fail, flags, run
 
 from jax_mnist.analysis import figures
 from jax_mnist.runs.folder import HISTORY, finished_folders

@@ -11,8 +11,7 @@ averaged.
 import json
 
 import numpy as np
-from absl import flags
-from command_line import fail, run
+from command_line import fail, flags, run
 
 from jax_mnist.inference import pictures
 from jax_mnist.inference.predict import load_network, predict

@@ -12,8 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import flags
-from command_line import define_config, fail, load_variants, overrides, run
+from command_line import define_config, fail, flags, load_variants, overrides, run
 
 from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study

@@ -12,8 +12,7 @@ to resume.
 import math
 from pathlib import Path
 
-from absl import flags
-from command_line import define_config, fail, load_only_variant, overrides, run
+from command_line import define_config, fail, flags, load_only_variant, overrides, run
 
 from jax_mnist import config as config_lib
 from jax_mnist import files

@@ -8,8 +8,7 @@ python scripts/train.py gbn --config.replicas=4   # seeds 0 to 3
 import sys
 from pathlib import Path
 
-from absl import flags
-from command_line import define_config, load_only_variant, run
+from command_line import define_config, flags, load_only_variant, run
 
 from jax_mnist.analysis import figures
 from jax_mnist.runs import display, trainer
