@@ -95,8 +95,7 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
     mapped axis over which the batch is spread, if it is.
     """
     common = {
-        "layers": cnn.widened(config.width),
-        "dropout_position": config.dropout_position,
+        "layers": cnn.LAYERS,
         "momentum": config.norm_momentum,
         "axis_name": axis_name,
     }
@@ -108,13 +107,9 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> CNN:
 
 @functools.cache  # since a `functools.partial` is equal only to itself
 def _make_model(
-    norm: Callable[..., nn.Module],
-    layers: tuple[cnn.Layer, ...],
-    dropout_position: str,
-    **arguments: Any,
+    norm: Callable[..., nn.Module], layers: tuple[cnn.Layer, ...], **arguments: Any
 ) -> CNN:
-    made = functools.partial(norm, **arguments)
-    return CNN(norm=made, layers=layers, dropout_position=dropout_position)
+    return CNN(norm=functools.partial(norm, **arguments), layers=layers)
 
 
 def make_recipe(

@@ -13,7 +13,7 @@ from browser import opened
 from jax_mnist.data import datasets
 from jax_mnist.inference import pictures, web_page
 from jax_mnist.inference.predict import load
-from jax_mnist.nn.cnn import CNN, LAYERS, widened
+from jax_mnist.nn.cnn import CNN, LAYERS
 from jax_mnist.nn.kernels import PLAIN
 from jax_mnist.training import augment
 
@@ -202,7 +202,9 @@ def test_another_data_set_has_its_own_labels_and_texts_are_escaped(network, brow
 
 
 def test_the_page_of_a_wider_network_has_its_layers(network):
-    model = CNN(layers=widened(2))
+    *hidden, last = LAYERS
+    wider = (*(layer._replace(features=2 * layer.features) for layer in hidden), last)
+    model = CNN(layers=wider)
     variables = jax.eval_shape(
         functools.partial(model.init, train=False), jax.random.key(0), np.zeros((1, 28, 28, 1))
     )

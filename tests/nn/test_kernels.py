@@ -86,7 +86,7 @@ def without_ties(normal, x, kernel, maps, relu_in, relu_out, roundings):
 
 def sums_of(moments):
     """Sums over positions, of entries and of their squares."""
-    return [mean * moments.positions for mean in moments.of_examples()]
+    return [mean * moments.positions for mean in moments.means(False)]
 
 
 def convolution(kernels, arguments, gradients, relu_in, relu_out):
