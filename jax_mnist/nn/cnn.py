@@ -85,8 +85,8 @@ class Dropout(NamedTuple):
     def factors(self, channels: int) -> Array:
         """What each channel is multiplied by, `[batch, channels]`: 0 or `1 / (1 - rate)`."""
         keep = 1 - jnp.asarray(self.rate)
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (channels,)))(self.keys)
-        return kept / keep
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (channels,)))(self.keys)
+        return mask / keep
 
 
 class CNN(nn.Module):
@@ -148,8 +148,8 @@ class CNN(nn.Module):
 
         def images() -> Array:
             """The activations, with nothing left to apply."""
-            given = kernels.to_images(x)
-            return given if affine is None else affine(given)
+            values = kernels.to_images(x)
+            return values if affine is None else affine(values)
 
         for number, layer in enumerate(self.layers, start=1):
             if dropout is not None and number == len(self.layers):

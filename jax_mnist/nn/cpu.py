@@ -149,9 +149,9 @@ def _convolve(
     rows, columns, _, features = kernel.shape
     y = (blocks, height - rows + 1, width - columns + 1, features, _BLOCK)
     moments = (settings.examples, features)
-    given = (x, kernel, multiplier, offset)
+    inputs = (x, kernel, multiplier, offset)
     result: list[Array] = _call(
-        "ConvolveForward", (y, moments, moments), *given, **settings._asdict()
+        "ConvolveForward", (y, moments, moments), *inputs, **settings._asdict()
     )
     return result
 

@@ -103,7 +103,7 @@ def ghost_batch_norm(
         becomes `bias` whatever it was.
     """
     check_arguments(None, ghost_batch_size)
-    given = x = jnp.asarray(x)
+    original = x = jnp.asarray(x)
     devices = Devices(axis_name, axis_index_groups)
     batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
@@ -144,8 +144,8 @@ def ghost_batch_norm(
             even=batch % ghosts == 0,
         )
         affine = _expand(maps, inner_axes)
-    y = _apply(given, *affine)
-    return y.astype(canonicalize_dtype(given, scale, bias, dtype=dtype)), statistics
+    y = _apply(original, *affine)
+    return y.astype(canonicalize_dtype(original, scale, bias, dtype=dtype)), statistics
 
 
 def number_of_ghosts(batch: int, ghost_batch_size: int) -> int:
@@ -390,9 +390,9 @@ def _axes(
 ) -> tuple[int, tuple[int, ...]]:
     """The batch's axis and the features' axes, counted from 0, the latter in order."""
     ndim = len(shape)
-    given = (batch_axis, *(axis if isinstance(axis, Iterable) else (axis,)))
-    first, *features = (a % ndim if -ndim <= a < ndim else ndim for a in given)
-    if ndim < 2 or len({first, *features}) < len(given) or ndim in (first, *features):
+    axes = (batch_axis, *(axis if isinstance(axis, Iterable) else (axis,)))
+    first, *features = (a % ndim if -ndim <= a < ndim else ndim for a in axes)
+    if ndim < 2 or len({first, *features}) < len(axes) or ndim in (first, *features):
         raise ValueError(
             "GhostBatchNorm needs an input of at least two dimensions and a feature axis other "
             f"than the batch's; got shape {shape}, axis={axis} and batch_axis={batch_axis}"
@@ -502,15 +502,15 @@ def _moments(
     The last is the mean square for the fast variance. Computed as in `flax.linen.BatchNorm`.
     """
     counts_dtype = jnp.finfo(jnp.promote_types(x.dtype, jnp.float32)).dtype
-    kept = count = None
+    where = count = None
     if mask is not None:
         mask = _broadcast(mask, x)
         count = mask.sum(axes, keepdims=True, dtype=counts_dtype)
         x = jnp.where(mask, x, 0)  # what is masked may be infinite or NaN
-        kept = mask | (count == 0)  # if nothing is kept, the moments are 0
+        where = mask | (count == 0)  # if nothing is kept, the moments are 0
 
     def mean_of(*arrays: Array) -> Sequence[Array]:
-        return devices.average([a.mean(axes, keepdims=True, where=kept) for a in arrays], count)[1]
+        return devices.average([a.mean(axes, keepdims=True, where=where) for a in arrays], count)[1]
 
     if use_fast_variance:
         mean, second = mean_of(x, _abs_sq(x))

@@ -57,12 +57,12 @@ def instruction_set() -> str | None:
         with contextlib.suppress(OSError), _CPUINFO.open() as file:
             features.update(next((line for line in file if line.startswith("flags")), "").split())
     possible = [name for name, needs in _INSTRUCTION_SETS.items() if features.issuperset(needs)]
-    wanted = os.environ.get("JAX_MNIST_KERNELS")
-    if wanted and wanted not in (*possible, "off"):
-        problem = "this processor cannot run it" if wanted in _INSTRUCTION_SETS else "unknown"
+    choice = os.environ.get("JAX_MNIST_KERNELS")
+    if choice and choice not in (*possible, "off"):
+        problem = "this processor cannot run it" if choice in _INSTRUCTION_SETS else "unknown"
         choices = ", ".join((*possible, "off"))
-        raise ValueError(f"JAX_MNIST_KERNELS={wanted}: {problem}; choose one of: {choices}")
-    return None if wanted == "off" else wanted or next(iter(possible), None)
+        raise ValueError(f"JAX_MNIST_KERNELS={choice}: {problem}; choose one of: {choices}")
+    return None if choice == "off" else choice or next(iter(possible), None)
 
 
 def cache_folder() -> Path | None:
@@ -89,18 +89,18 @@ def load() -> ctypes.CDLL:
         needs = "The kernels need Linux and an x86-64 processor with AVX2 and FMA"
         raise UnavailableError(f"{'JAX_MNIST_KERNELS=off' if off else needs}: {_SLOWER}")
     cache = cache_folder() or Path(os.devnull)
-    stored = cache / f"kernels-{_digest(instructions)}.so"
+    target = cache / f"kernels-{_digest(instructions)}.so"
     with contextlib.suppress(OSError):
-        return ctypes.CDLL(str(stored))
+        return ctypes.CDLL(str(target))
     try:
         with _locked(cache / "kernels.lock"), tempfile.TemporaryDirectory() as folder:
             with contextlib.suppress(OSError):  # another process has just compiled it
-                return ctypes.CDLL(str(stored))
-            built = _build(instructions, Path(folder))
+                return ctypes.CDLL(str(target))
+            library = _build(instructions, Path(folder))
             with contextlib.suppress(OSError):
-                write_atomically(stored, built.read_bytes())
-                return ctypes.CDLL(str(stored))
-            return ctypes.CDLL(str(built))
+                write_atomically(target, library.read_bytes())
+                return ctypes.CDLL(str(target))
+            return ctypes.CDLL(str(library))
     except OSError as error:
         raise UnavailableError(f"The kernels cannot be loaded ({error}): {_SLOWER}") from error
 
@@ -149,8 +149,8 @@ def _build(instructions: str, folder: Path) -> Path:
 
 def _compilers() -> dict[str, list[str]]:
     """The commands that may compile C++ on this machine, in the order to try them in."""
-    chosen = os.environ.get("CXX", "").strip()
-    commands = {f"CXX={chosen}": chosen.split()} if chosen else {}
+    choice = os.environ.get("CXX", "").strip()
+    commands = {f"CXX={choice}": choice.split()} if choice else {}
     commands |= {name: [name] for name in ("g++", "clang++") if shutil.which(name)}
     if util.find_spec("ziglang"):
         commands["ziglang"] = [sys.executable, *_ZIG]

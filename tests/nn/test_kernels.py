@@ -52,36 +52,6 @@ def float64(tree):
 # ---- Convolutions --------------------------------------------------------------------------------
 
 
-def correlate(x, kernel):
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))
-    return np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2)))
-
-
-def mapped(x, maps):
-    return x * maps[0][:, None, None] + maps[1][:, None, None] if maps else x
-
-
-def without_ties(normal, x, kernel, maps, relu_in, relu_out, roundings):
-    """Draws pixels of `x` again until rounding cannot change what a ReLU decides.
-
-    A ReLU of a value that float32 cannot tell from zero is open or closed at random, and so is the
-    gradient that passes it: such a difference is no error of a kernel.
-    """
-    while True:
-        z, largest = (mapped(*float64(p)) for p in ((x, maps), jax.tree.map(np.abs, (x, maps))))
-        tie = np.zeros(x.shape[:3], bool)
-        if relu_in:
-            tie |= (np.abs(z) < 3 * ROUNDING * largest).any(3)
-            z, largest = np.maximum(z, 0), np.where(z > 0, largest, 0)
-        if relu_out:  # an exact zero is one in float32 too
-            y, limit = correlate(z, float64(kernel)), correlate(largest, float64(np.abs(kernel)))
-            here = (np.abs(y) < roundings * ROUNDING * limit).any(3)
-            tie[:, : here.shape[1], : here.shape[2]] |= here
-        if not tie.any():
-            return x
-        x[tie] = normal(tie.sum(), x.shape[3])
-
-
 def sums_of(moments):
     """Sums over positions, of entries and of their squares."""
     return [mean * moments.positions for mean in moments.means(False)]
@@ -104,45 +74,43 @@ def convolution(kernels, arguments, gradients, relu_in, relu_out):
 
 
 def check_convolution(size, more, channels, features, batch, maps, relu_in, relu_out, seed):
+    """Against float64, within the roundings behind each result.
+
+    With a ReLU, all numbers are small integers, with which float32 is exact: rounding cannot change
+    what it decides.
+    """
     (rows, columns), (height, width) = size, np.add(size, more)
     rng = np.random.default_rng(seed)
+    relu_in = relu_in and maps != "no"
 
-    def normal(*shape):
-        return rng.normal(size=shape).astype(np.float32)
+    def numbers(*shape):
+        integers = relu_in or relu_out
+        return np.float32(rng.integers(-1, 2, shape) if integers else rng.normal(size=shape))
 
     y = batch, height - rows + 1, width - columns + 1, features
-    kernel, positions = normal(rows, columns, channels, features), y[1] * y[2]
+    positions = y[1] * y[2]
     examples = {"no": None, "shared": 1, "own": batch}[maps]
-    maps = () if examples is None else (normal(examples, channels), normal(examples, channels))
-    relu_in = relu_in and bool(maps)
+    maps = () if examples is None else (numbers(examples, channels), numbers(examples, channels))
+    x, kernel = numbers(batch, height, width, channels), numbers(rows, columns, channels, features)
+    given = (x, kernel, maps), (numbers(*y), numbers(batch, features), numbers(batch, features))
 
-    # The roundings behind each result, one after another: of the map and of y, of the gradient of y
-    # before its ReLU, and of the sums that each gradient takes. A few more cover a sum's start.
+    # The roundings of the map and of y, of the gradient of y, and of the sums that each gradient
+    # takes. A few more cover a sum's start.
     of_y = rows * columns * channels + 4
-    of_d = of_y + 4
-    of_x = of_d + rows * columns * features + 2
-    of_kernel = of_d + batch * positions + 2
-    of_maps = of_x + batch * height * width + 2
+    of_x = of_y + rows * columns * features + 6
+    of_kernel, of_maps = of_y + batch * positions + 6, of_x + batch * height * width + 2
     roundings = of_y, of_y + positions, of_y + positions + 1, of_x, of_kernel, of_maps
 
-    x = without_ties(
-        normal, normal(batch, height, width, channels), kernel, maps, relu_in, relu_out, of_y
-    )
-    given = (x, kernel, maps), (normal(*y), normal(batch, features), normal(batch, features))
     with jax.enable_x64(True):
         expected = convolution(PLAIN, *float64(given), relu_in, relu_out)
         # The same sums, of absolute values.
         sums = convolution(PLAIN, *jax.tree.map(np.abs, float64(given)), False, False)
     for kind, kernels in kinds().items():
         found = convolution(kernels, *given, relu_in, relu_out)
-        for name, n, *trees in zip(
-            ("y", "sums", "squares", "dx", "dkernel", "dmaps"),
-            roundings, expected, sums, found, strict=True,
-        ):  # fmt: skip
+        for n, *trees in zip(roundings, expected, sums, found, strict=True):
             for want, size, got in zip(*map(jax.tree.leaves, trees), strict=True):
                 assert got.dtype == np.float32 and got.shape == want.shape
-                excess = np.abs(got - want) - n * ROUNDING * size
-                assert not (excess > 0).any() and np.isfinite(got).all(), (kind, name, excess.max())
+                assert (np.abs(got - want) <= n * ROUNDING * size).all(), kind
 
 
 def test_convolutions_and_their_gradients_are_those_of_float64(thorough):
@@ -156,9 +124,11 @@ def test_convolutions_and_their_gradients_are_those_of_float64(thorough):
     @example((3, 3), (25, 25), 1, 10, 3, "no", False, True, 0)  # the network's first layers
     @example((3, 3), (23, 23), 10, 16, 17, "own", True, True, 0)
     @example((1, 1), (23, 23), 16, 10, 16, "shared", False, False, 0)
+    @example((3, 3), (9, 6), 10, 14, 17, "own", False, False, 0)
     @example((2, 3), (4, 5), 23, 11, 50, "own", True, True, 0)
     @example((1, 1), (3, 3), 1, 1, 50, "own", True, True, 0)  # some examples are all zeros
     @example((5, 5), (3, 7), 7, 13, 0, "shared", True, False, 0)
+    @example((1, 1), (1, 1), 2, 3, 0, "own", True, False, 0)
     def check(size, more, channels, features, batch, maps, relu_in, relu_out, seed):
         check_convolution(size, more, channels, features, batch, maps, relu_in, relu_out, seed)
 
@@ -171,7 +141,8 @@ def test_what_is_no_number_stays_so_through_a_relu(maps):
     x[3, 1, 2, 0] = x[16, 0, 0, 2] = np.nan
     kernel = np.ones((2, 2, 3, 4), np.float32)
     affine = Affine(np.ones((1, 3), "f"), np.zeros((1, 3), "f"), True) if maps else None
-    expected = np.isnan(correlate(x, kernel))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (2, 2), (1, 2))
+    expected = np.repeat(np.isnan(windows).any((3, 4, 5), keepdims=True)[..., 0, 0], 4, 3)
     assert 0 < expected.sum() < expected.size
     for kernels in kinds().values():
         y, moments = kernels.convolve(kernels.from_images(x), kernel, affine, True)
@@ -551,6 +522,6 @@ def test_the_kernels_read_and_write_only_what_is_theirs(instructions, thorough, 
         "JAX_DISABLE_JIT": "1",
     }
     chosen = "float64 or pooling or scipy or numbers or bad_call"
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-k", chosen, __file__]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-sk", chosen, __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

@@ -256,7 +256,7 @@ Convolution convolution_of(const Call& call) {
                       call['M'] > 0,  call.flag("relu_in"), call.flag("relu_out")};
   call.check(1 <= c.rows && c.rows <= c.height && 1 <= c.columns && c.columns <= c.width);
   call.check(call['h'] == c.out_height() && call['w'] == c.out_width());
-  call.check(c.affine || !c.relu_in);
+  call.check(c.affine || !c.relu_in || call['N'] == 0);
   return c;
 }
 
