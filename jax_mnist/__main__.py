@@ -9,7 +9,7 @@ from pathlib import Path
 def main() -> None:
     """Runs the script that the first argument names with the others."""
     spec = util.find_spec("jax_mnist.scripts")
-    (folder,) = spec.submodule_search_locations or () if spec else ()
+    folder = next(iter(spec.submodule_search_locations or ())) if spec else ""
     commands = sorted({path.stem for path in Path(folder).glob("*.py")} - {"command_line"})
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in commands:

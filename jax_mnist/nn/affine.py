@@ -1,6 +1,5 @@
 """Norms as affine maps, which the next layer applies while it reads its input."""
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from jax_mnist.nn.ghost_batch_norm import (
     cut_into_ghosts,
     merge_moments,
     number_of_ghosts,
+    updated_statistics,
     without_centre,
 )
 
@@ -42,39 +42,41 @@ class Affine(NamedTuple):
         y = x * self.multiplier[:, None, None] + self.offset[:, None, None]
         return jax.nn.relu(y) if self.relu else y  # jnp.maximum passes half a gradient at 0
 
+    @classmethod
+    def identity(cls, like: Array) -> "Affine":
+        """The map that changes nothing, of the shape of an array."""
+        return cls(jnp.ones_like(like), jnp.zeros_like(like))
+
     def scaled(self, factors: Array) -> "Affine":
         """The map, and then a product with factors of at least 0, `[examples, channels]`."""
         return self._replace(multiplier=self.multiplier * factors, offset=self.offset * factors)
 
 
 class Moments(NamedTuple):
-    """Means over positions of the entries and of their squares, for norms.
+    """Means over positions of entries and of their squares, computed when a norm asks for them.
 
     Attributes:
       examples: Their number.
       positions: Height times width.
       channels: Their number.
-      of_examples: Computes both means of each example, `[examples, channels]`.
-      of_batch: Computes both means of the batch, `[1, channels]`.
+      means: Both means of each example, `[examples, channels]`; of the batch, `[1, channels]`, if
+        its argument is true.
     """
 
     examples: int
     positions: int
     channels: int
-    of_examples: Callable[[], list[Array]]
-    of_batch: Callable[[], list[Array]]
+    means: Callable[[bool], list[Array]]
 
 
 def moments_of_sums(sums: Array, squares: Array, positions: int) -> Moments:
     """The moments, given the sums over positions of each example, `[examples, channels]`."""
 
-    def of_examples() -> list[Array]:
-        return [a / positions for a in (sums, squares)]
+    def means(of_batch: bool) -> list[Array]:
+        of_examples = [a / positions for a in (sums, squares)]
+        return [a.mean(0, keepdims=True) for a in of_examples] if of_batch else of_examples
 
-    def of_batch() -> list[Array]:
-        return [a.mean(0, keepdims=True) for a in of_examples()]
-
-    return Moments(len(sums), positions, sums.shape[1], of_examples, of_batch)
+    return Moments(len(sums), positions, sums.shape[1], means)
 
 
 def moments_of_images(x: Array) -> Moments:
@@ -84,11 +86,11 @@ def moments_of_images(x: Array) -> Moments:
     examples, height, width, channels = x.shape
     flat = x.reshape(examples, height * width, channels)
 
-    def means(axes: tuple[int, ...]) -> list[Array]:
+    def means(of_batch: bool) -> list[Array]:
+        axes = (0, 1) if of_batch else (1,)
         return [a.mean(axes).reshape(-1, channels) for a in (flat, flat * flat)]
 
-    of_examples, of_batch = (functools.partial(means, axes) for axes in ((1,), (0, 1)))
-    return Moments(examples, height * width, channels, of_examples, of_batch)
+    return Moments(examples, height * width, channels, means)
 
 
 class GhostNorm(GhostBatchNorm):
@@ -109,13 +111,13 @@ class GhostNorm(GhostBatchNorm):
         examples = moments.examples * devices.number
         ghosts = number_of_ghosts(examples, self.ghost_batch_size)
         if ghosts == 1:
-            _, (mean, second) = devices.average(moments.of_batch(), None)
+            _, (mean, second) = devices.average(moments.means(True), None)
             var = jnp.maximum(0, second - mean**2)
             entries = jnp.where(devices.index() == 0, examples * moments.positions, 0)
             statistics = Statistics(mean, var, jnp.full(mean.shape, entries, mean.dtype))
             affine = affine_map(mean, var, scale, bias, epsilon=self.epsilon)
         else:
-            mean, second = moments.of_examples()
+            mean, second = moments.means(False)
             affine, statistics = cut_into_ghosts(
                 [jnp.full(mean.shape, moments.positions, mean.dtype), mean, second],
                 scale,
@@ -128,7 +130,10 @@ class GhostNorm(GhostBatchNorm):
                 devices=devices,
                 even=examples % ghosts == 0,
             )
-        self._update(running_mean, running_var, statistics)
+        if not self.is_initializing():
+            running = running_mean.value, running_var.value
+            updated = updated_statistics(self, running, statistics, self._devices())
+            running_mean.value, running_var.value = updated
         return _affine(affine)
 
 

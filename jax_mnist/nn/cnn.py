@@ -47,12 +47,6 @@ LAYERS = (
 )
 
 
-def widened(factor: int) -> tuple[Layer, ...]:
-    """`LAYERS` with `factor` times as many features, but for the last layer's."""
-    *hidden, last = LAYERS
-    return (*(layer._replace(features=factor * layer.features) for layer in hidden), last)
-
-
 # PyTorch's default for Conv2d, kaiming_uniform(a=sqrt(5)): uniform in ±1/sqrt(fan_in).
 conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -91,8 +85,8 @@ class Dropout(NamedTuple):
     def factors(self, channels: int) -> Array:
         """What each channel is multiplied by, `[batch, channels]`: 0 or `1 / (1 - rate)`."""
         keep = 1 - jnp.asarray(self.rate)
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (channels,)))(self.keys)
-        return kept / keep
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (channels,)))(self.keys)
+        return mask / keep
 
 
 class CNN(nn.Module):
@@ -113,8 +107,6 @@ class CNN(nn.Module):
         same results except for rounding.
       layers: The layers. The last one must leave a height and width of 1, and its features are the
         classes.
-      dropout_position: Whether dropout applies to the input of the layer after the max-pool, or of
-        the last layer: `'max-pool'` or `'last'`.
 
     Example::
 
@@ -129,7 +121,6 @@ class CNN(nn.Module):
     norm: Callable[..., nn.Module] = functools.partial(BatchNorm, momentum=0.9)
     kernels: Kernels | None = None
     layers: tuple[Layer, ...] = LAYERS
-    dropout_position: str = "last"
 
     @nn.compact
     def __call__(self, x: Array, train: bool, dropout: Dropout | None = None) -> Array:
@@ -139,7 +130,7 @@ class CNN(nn.Module):
           x: Normalised images, float `[batch, 28, 28, 1]`.
           train: Whether to normalise with the statistics of the batch, and to update the running
             ones, or to normalise with the running ones.
-          dropout: Which channels to drop, if any.
+          dropout: Which channels of the last layer's input to drop, if any.
 
         Returns:
           Logits, `[batch, classes]`.
@@ -148,23 +139,22 @@ class CNN(nn.Module):
           ValueError: A layer names an unknown operation.
         """
         # PLAIN is quicker to trace, and need not be compiled first.
-        initial = PLAIN if self.is_initializing() else None
-        kernels = initial or self.kernels or for_backend(x.dtype)
+        initializing = self.is_initializing()
+        kernels = PLAIN if initializing else self.kernels or for_backend(x.dtype)
         norm = functools.partial(self.norm, use_running_average=not train, axis=3, batch_axis=0)
         channels, x = x.shape[3], kernels.from_images(x)
         affine: Affine | None = None  # what is still to be applied to x
-        moments: Moments | None = None  # of x, where a convolution has just computed it
+        moments: Moments | None = None  # of x, where a convolution has just computed them
 
         def images() -> Array:
             """The activations, with nothing left to apply."""
-            given = kernels.to_images(x)
-            return given if affine is None else affine(given)
+            values = kernels.to_images(x)
+            return values if affine is None else affine(values)
 
         for number, layer in enumerate(self.layers, start=1):
-            if dropout is not None and self._drops_input_of(number):
+            if dropout is not None and number == len(self.layers):
                 factors = dropout.factors(channels)
-                none = Affine(jnp.ones_like(factors), jnp.zeros_like(factors))
-                affine = (affine or none).scaled(factors)
+                affine = (affine or Affine.identity(factors)).scaled(factors)
 
             # The convolution, and a ReLU that follows it.
             kernel = Kernel(layer.size, channels, layer.features, name=f"conv{number}")()
@@ -189,7 +179,7 @@ class CNN(nn.Module):
                         x, affine, moments = kernels.max_pool(x, affine), None, None
                     case "average-pool 4x4" if moments and not (affine and affine.relu):
                         # The mean of an affine map is the map of the mean.
-                        mean, _ = moments.of_examples()
+                        mean, _ = moments.means(False)
                         x, moments = kernels.from_images(mean[:, None, None]), None
                     case "average-pool 4x4":
                         mean = images().mean((1, 2), keepdims=True)
@@ -197,11 +187,6 @@ class CNN(nn.Module):
                     case _:
                         raise ValueError(f"layer {number} has an unknown operation: {step!r}")
         return images()[:, 0, 0]
-
-    def _drops_input_of(self, number: int) -> bool:
-        if self.dropout_position == "last":
-            return number == len(self.layers)
-        return number > 1 and "max-pool 2x2" in self.layers[number - 2].then
 
 
 def output_sizes(layers: Sequence[Layer], side: int = 28) -> Iterator[tuple[int, int]]:

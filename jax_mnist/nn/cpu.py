@@ -11,7 +11,7 @@ number of threads and on every processor with AVX2 or AVX-512.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -89,9 +89,8 @@ def convolve(x: Blocks, kernel: Array, affine: Affine | None, relu: bool) -> tup
         raise ValueError(
             f"a kernel {kernel.shape} does not fit activations of {height}x{width}x{channels}"
         )
-    y, sums, squares = _convolve(
-        x.values, kernel, *_map_of(x, affine), x.examples, _relu_of(affine), relu
-    )
+    settings = _Settings(x.examples, affine is not None and affine.relu, relu)
+    y, sums, squares = _convolve(x.values, kernel, *_map_of(x, affine), settings)
     return Blocks(y, x.examples), moments_of_sums(sums, squares, y.shape[1] * y.shape[2])
 
 
@@ -100,8 +99,8 @@ def max_pool(x: Blocks, affine: Affine | None) -> Blocks:
 
     If values tie, the first in the window gets the gradient, as in `flax.linen.max_pool`.
     """
-    y = _max_pool(x.values, *_map_of(x, affine), x.examples, _relu_of(affine))
-    return x.replace(values=y)  # type: ignore[attr-defined, no-any-return]
+    settings = _Settings(x.examples, affine is not None and affine.relu)
+    return Blocks(_max_pool(x.values, *_map_of(x, affine), settings), x.examples)
 
 
 def interpolate(image: Array, places: Array) -> Array:
@@ -119,15 +118,19 @@ def interpolate(image: Array, places: Array) -> Array:
     return y
 
 
+class _Settings(NamedTuple):
+    """What a call is told beside its arrays."""
+
+    examples: int
+    relu_in: bool
+    relu_out: bool = False
+
+
 def _map_of(x: Blocks, affine: Affine | None) -> tuple[Array, Array]:
     if affine is None:
         none = jnp.zeros((0, x.values.shape[3]), jnp.float32)
         return none, none
     return affine.multiplier, affine.offset
-
-
-def _relu_of(affine: Affine | None) -> bool:
-    return affine is not None and affine.relu
 
 
 def _call(
@@ -138,98 +141,56 @@ def _call(
     return call(*arguments, **settings)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(
-    x: Array,
-    kernel: Array,
-    multiplier: Array,
-    offset: Array,
-    examples: int,
-    relu_in: bool,
-    relu_out: bool,
+    x: Array, kernel: Array, multiplier: Array, offset: Array, settings: _Settings
 ) -> list[Array]:
     blocks, height, width, _, _ = x.shape
     rows, columns, _, features = kernel.shape
     y = (blocks, height - rows + 1, width - columns + 1, features, _BLOCK)
-    moments = (examples, features)
+    moments = (settings.examples, features)
+    inputs = (x, kernel, multiplier, offset)
     result: list[Array] = _call(
-        "ConvolveForward",
-        (y, moments, moments),
-        x,
-        kernel,
-        multiplier,
-        offset,
-        relu_in=relu_in,
-        relu_out=relu_out,
+        "ConvolveForward", (y, moments, moments), *inputs, **settings._asdict()
     )
     return result
 
 
 def _convolve_forward(
-    x: Any, kernel: Any, multiplier: Any, offset: Any, examples: int, relu_in: bool, relu_out: bool
+    x: Any, kernel: Any, multiplier: Any, offset: Any, settings: _Settings
 ) -> tuple[list[Array], Any]:
     # Images need no gradient, unless somebody asks for it.
     input_gradient = x.perturbed or multiplier.perturbed or offset.perturbed
     inputs = tuple(a.value for a in (x, kernel, multiplier, offset))
-    result = _convolve(*inputs, examples, relu_in, relu_out)
-    return result, (*inputs, result[0], () if input_gradient else None)
+    result = _convolve(*inputs, settings)
+    return result, (inputs, result[0], () if input_gradient else None)
 
 
-def _convolve_backward(
-    examples: int, relu_in: bool, relu_out: bool, saved: Any, gradients: Any
-) -> tuple[Array, ...]:
-    x, kernel, multiplier, offset, y, input_gradient = saved
-    shapes = (x.shape, kernel.shape, multiplier.shape, offset.shape)
-    if input_gradient is None:
-        shapes = ((0, *x.shape[1:]), *shapes[1:])
-    dx, dkernel, dmultiplier, doffset = _call(
-        "ConvolveBackward",
-        shapes,
-        x,
-        kernel,
-        multiplier,
-        offset,
-        y,
-        *map(_dense, gradients),
-        examples=examples,
-        relu_in=relu_in,
-        relu_out=relu_out,
-    )
-    if input_gradient is None:
-        zeros = (jnp.zeros_like(a) for a in (x, multiplier, offset))
-        dx, dmultiplier, doffset = zeros
-    return dx, dkernel, dmultiplier, doffset
-
-
-def _dense(gradient: Any) -> Array:
-    """A gradient that JAX may know to be zero."""
-    if isinstance(gradient, SymbolicZero):
-        return jnp.zeros(gradient.shape, gradient.dtype)
-    return gradient
+def _convolve_backward(settings: _Settings, saved: Any, gradients: Any) -> tuple[Array, ...]:
+    inputs, y, input_gradient = saved
+    x, *others = (a.shape for a in inputs)
+    shapes = (x if input_gradient is not None else (0, *x[1:]), *others)
+    gradients = [  # which JAX may know to be zero
+        jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in gradients
+    ]
+    dx, *rest = _call("ConvolveBackward", shapes, *inputs, y, *gradients, **settings._asdict())
+    return dx if input_gradient is not None else jnp.zeros(x, dx.dtype), *rest
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward, symbolic_zeros=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _max_pool(x: Array, multiplier: Array, offset: Array, examples: int, relu_in: bool) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _max_pool(x: Array, multiplier: Array, offset: Array, settings: _Settings) -> Array:
     blocks, height, width, channels, _ = x.shape
     shape = (blocks, height // 2, width // 2, channels, _BLOCK)
-    settings: dict[str, Any] = {"examples": examples, "relu_in": relu_in}
-    y: Array = _call("PoolForward", (shape,), x, multiplier, offset, **settings)[0]
+    y: Array = _call("PoolForward", (shape,), x, multiplier, offset, **settings._asdict())[0]
     return y
 
 
-def _max_pool_forward(
-    x: Array, multiplier: Array, offset: Array, examples: int, relu_in: bool
-) -> tuple[Array, Any]:
-    return _max_pool(x, multiplier, offset, examples, relu_in), (x, multiplier, offset)
+def _max_pool_backward(settings: _Settings, inputs: Any, dy: Array) -> Any:
+    shapes = [a.shape for a in inputs]
+    return tuple(_call("PoolBackward", shapes, *inputs, dy, **settings._asdict()))
 
 
-def _max_pool_backward(examples: int, relu_in: bool, saved: Any, dy: Array) -> Any:
-    settings: dict[str, Any] = {"examples": examples, "relu_in": relu_in}
-    shapes = [a.shape for a in saved]
-    return tuple(_call("PoolBackward", shapes, *saved, dy, **settings))
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(lambda *args: (_max_pool(*args), args[:3]), _max_pool_backward)

@@ -103,7 +103,7 @@ def ghost_batch_norm(
         becomes `bias` whatever it was.
     """
     check_arguments(None, ghost_batch_size)
-    given = x = jnp.asarray(x)
+    original = x = jnp.asarray(x)
     devices = Devices(axis_name, axis_index_groups)
     batch_axis, feature_axes = _axes(x.shape, axis, batch_axis)
     inner_axes = tuple(a for a in range(x.ndim) if a not in (batch_axis, *feature_axes))
@@ -144,8 +144,8 @@ def ghost_batch_norm(
             even=batch % ghosts == 0,
         )
         affine = _expand(maps, inner_axes)
-    y = _apply(given, *affine)
-    return y.astype(canonicalize_dtype(given, scale, bias, dtype=dtype)), statistics
+    y = _apply(original, *affine)
+    return y.astype(canonicalize_dtype(original, scale, bias, dtype=dtype)), statistics
 
 
 def number_of_ghosts(batch: int, ghost_batch_size: int) -> int:
@@ -222,15 +222,49 @@ def update_running_statistics(
     return new_mean, new_var
 
 
-class GhostBatchNorm(nn.Module):
+# What `ghost_batch_norm` and a layer call the same; the layer of NNX lacks two of them.
+_OPTIONS = (
+    "ghost_batch_size", "axis", "batch_axis", "epsilon", "dtype",
+    "use_fast_variance", "force_float32_reductions",
+)  # fmt: skip
+
+
+def normalize_and_update(
+    layer: Any,
+    x: Array,
+    running: tuple[Array, Array],
+    scale: Array | None,
+    bias: Array | None,
+    mask: ArrayLike | None,
+    devices: dict[str, Any],
+) -> tuple[Array, tuple[Array, Array]]:
+    """The output and the running statistics of a training step.
+
+    The options are the attributes of the layer, which is one of linen or of NNX.
+    """
+    options = {name: getattr(layer, name) for name in _OPTIONS if hasattr(layer, name)}
+    y, statistics = ghost_batch_norm(x, scale, bias, mask=mask, **options, **devices)
+    return y, updated_statistics(layer, running, statistics, devices)
+
+
+def updated_statistics(
+    layer: Any, running: tuple[Array, Array], statistics: Statistics, devices: dict[str, Any]
+) -> tuple[Array, Array]:
+    """The running statistics after a training step, with the options of a layer."""
+    options = {"momentum": layer.momentum, "stats_update": layer.stats_update}
+    return update_running_statistics(running, statistics, **options, **devices)
+
+
+class GhostBatchNorm(nn.BatchNorm):
     """Batch normalisation over small "ghost" batches, a drop-in for `flax.linen.BatchNorm`.
 
     In training, each ghost batch is normalised with its own statistics, see `ghost_batch_norm`.
     Inference uses the running statistics, cuts nothing, and takes a batch of any size.
 
     Parameters (`scale`, `bias`), the collection `batch_stats` (`mean`, `var`) and the constructor's
-    arguments are those of `flax.linen.BatchNorm`: one can replace the other, and a checkpoint of
-    one loads into the other. The arguments that are new or differ are described below.
+    arguments are those of `flax.linen.BatchNorm`, and three more: one can replace the other, and a
+    checkpoint of one loads into the other. With `axis_name`, the ghost batches are those of the
+    whole batch; a mesh needs no name.
 
     Hoffer, Hubara and Soudry, "Train longer, generalize better" (arXiv:1705.08741), Algorithm 1;
     as a regulariser in Summers and Dinneen, "Four things everyone should know to improve batch
@@ -249,29 +283,11 @@ class GhostBatchNorm(nn.Module):
         (Array(0., dtype=float32), Array(1., dtype=float32))
 
     Attributes:
-      use_running_average: Whether to normalise with the running statistics (inference) or with the
-        ghost batches' own (training). Given here or in the call, not in both.
-      ghost_batch_size: Examples in a ghost batch, at least 1.
+      ghost_batch_size: The most examples in a ghost batch, at least 1.
       stats_update: `"mean"`, `"pooled"` or `"sequential"`, see `update_running_statistics`.
-      axis_name: The mapped axis over which the batch is spread, if it is. A mesh needs no name.
-        The ghost batches are those of the whole batch, see `ghost_batch_norm`.
       batch_axis: The axis that is cut into ghost batches; not in `axis`, the feature axes.
     """
 
-    use_running_average: bool | None = None
-    axis: int | Sequence[int] = -1
-    momentum: float = 0.99
-    epsilon: float = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-    axis_name: str | Sequence[str] | None = None
-    axis_index_groups: Any = None
-    use_fast_variance: bool = True
-    force_float32_reductions: bool = True
     ghost_batch_size: int = 32
     stats_update: StatsUpdate = "mean"
     batch_axis: int = 0
@@ -294,17 +310,13 @@ class GhostBatchNorm(nn.Module):
 
         Args:
           x: See `ghost_batch_norm`.
-          use_running_average: See the attribute of this name.
+          use_running_average: Whether to normalise with the running statistics (inference), unless
+            the attribute of this name says so.
           mask: See `ghost_batch_norm`. Without effect in inference.
 
-        Returns:
-          An array of the shape of `x`.
-
         Raises:
-          TypeError: `use_running_average` is not a boolean. (Without `ghost_batch_size=`, a size is
-            taken for it.)
-          ValueError: See `ghost_batch_norm` and `update_running_statistics`; or
-            `use_running_average` is given twice or not at all.
+          TypeError: `use_running_average` is not a boolean.
+          ValueError: See `ghost_batch_norm`; or `use_running_average` is given twice or not at all.
         """
         check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
         x = jnp.asarray(x)
@@ -316,21 +328,10 @@ class GhostBatchNorm(nn.Module):
             expanded = _expand((mean.value, var.value, scale, bias), others)
             y = _apply(x, *affine_map(*expanded, epsilon=self.epsilon))
             return y.astype(canonicalize_dtype(x, scale, bias, dtype=self.dtype))
-        y, statistics = ghost_batch_norm(
-            x,
-            scale,
-            bias,
-            ghost_batch_size=self.ghost_batch_size,
-            axis=self.axis,
-            batch_axis=self.batch_axis,
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-            use_fast_variance=self.use_fast_variance,
-            force_float32_reductions=self.force_float32_reductions,
-            **self._devices(),
-        )
-        self._update(mean, var, statistics)
+        running = mean.value, var.value
+        y, updated = normalize_and_update(self, x, running, scale, bias, mask, self._devices())
+        if not self.is_initializing():
+            mean.value, var.value = updated
         return y
 
     @nn.compact
@@ -358,27 +359,14 @@ class GhostBatchNorm(nn.Module):
             return {}
         return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
 
-    def _update(self, mean: Any, var: Any, statistics: Statistics) -> None:
-        """Updates the running statistics, but for the initialisation."""
-        if not self.is_initializing():
-            mean.value, var.value = update_running_statistics(
-                (mean.value, var.value),
-                statistics,
-                momentum=self.momentum,
-                stats_update=self.stats_update,
-                **self._devices(),
-            )
-
 
 def check_arguments(
     use_running_average: Any, ghost_batch_size: Any, stats_update: Any = "mean"
 ) -> None:
-    """Refuses bad arguments.
+    """Raises a `TypeError` or a `ValueError` if an argument is bad.
 
-    Raises:
-      TypeError: `use_running_average` is neither None nor a boolean (which may be NumPy's, or
-        traced): most likely a size of ghost batches was given without its name.
-      ValueError: `ghost_batch_size` is not an integer of at least 1, or `stats_update` is unknown.
+    A boolean may be NumPy's, or traced. Anything else as `use_running_average` is most likely a
+    size of ghost batches that was given without its name.
     """
     dtype = getattr(use_running_average, "dtype", type(use_running_average))
     if use_running_average is not None and (dtype not in (bool,) or jnp.ndim(use_running_average)):
@@ -402,9 +390,9 @@ def _axes(
 ) -> tuple[int, tuple[int, ...]]:
     """The batch's axis and the features' axes, counted from 0, the latter in order."""
     ndim = len(shape)
-    given = (batch_axis, *(axis if isinstance(axis, Iterable) else (axis,)))
-    first, *features = (a % ndim if -ndim <= a < ndim else ndim for a in given)
-    if ndim < 2 or len({first, *features}) < len(given) or ndim in (first, *features):
+    axes = (batch_axis, *(axis if isinstance(axis, Iterable) else (axis,)))
+    first, *features = (a % ndim if -ndim <= a < ndim else ndim for a in axes)
+    if ndim < 2 or len({first, *features}) < len(axes) or ndim in (first, *features):
         raise ValueError(
             "GhostBatchNorm needs an input of at least two dimensions and a feature axis other "
             f"than the batch's; got shape {shape}, axis={axis} and batch_axis={batch_axis}"
@@ -429,24 +417,17 @@ class Devices:
     axis_index_groups: Any = None
 
     def __post_init__(self) -> None:
-        if (
-            self.axis_index_groups is not None
-            and len({len(group) for group in self.axis_index_groups}) != 1
-        ):
-            raise ValueError(
-                f"axis_index_groups must be groups of one size, got {self.axis_index_groups}"
-            )
+        groups = self.axis_index_groups
+        if groups is not None and len({len(group) for group in groups}) != 1:
+            raise ValueError(f"axis_index_groups must be groups of one size, got {groups}")
 
     @property
     def number(self) -> int:
         """How many they are."""
         if self.axis_name is None:
             return 1
-        return (
-            lax.axis_size(self.axis_name)
-            if self.axis_index_groups is None
-            else len(self.axis_index_groups[0])
-        )
+        groups = self.axis_index_groups
+        return lax.axis_size(self.axis_name) if groups is None else len(groups[0])
 
     def index(self) -> ArrayLike:
         """The place of this device among them."""
@@ -459,10 +440,8 @@ class Devices:
 
     def gather(self, x: Array, axis: int) -> Array:
         """Joins the arrays of all devices along `axis`."""
-        if (
-            self.axis_index_groups is None
-            and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
-        ):
+        groups = self.axis_index_groups
+        if groups is None and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
             # The gradient of lax.all_gather fails if explicit sharding spreads another axis.
             mine = jnp.arange(self.number) == self.index()
             mine = jnp.expand_dims(mine, [*range(axis), *range(axis + 1, x.ndim + 1)])
@@ -470,9 +449,7 @@ class Devices:
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
         names = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name or ()
         for name in reversed(names):  # at once, JAX cannot gather over axes of nested jax.vmap
-            x = lax.all_gather(
-                x, name, axis=axis, tiled=True, axis_index_groups=self.axis_index_groups
-            )
+            x = lax.all_gather(x, name, axis=axis, tiled=True, axis_index_groups=groups)
         return x
 
     def sum(self, tree: Any) -> Any:
@@ -525,15 +502,15 @@ def _moments(
     The last is the mean square for the fast variance. Computed as in `flax.linen.BatchNorm`.
     """
     counts_dtype = jnp.finfo(jnp.promote_types(x.dtype, jnp.float32)).dtype
-    kept = count = None
+    where = count = None
     if mask is not None:
         mask = _broadcast(mask, x)
         count = mask.sum(axes, keepdims=True, dtype=counts_dtype)
         x = jnp.where(mask, x, 0)  # what is masked may be infinite or NaN
-        kept = mask | (count == 0)  # if nothing is kept, the moments are 0
+        where = mask | (count == 0)  # if nothing is kept, the moments are 0
 
     def mean_of(*arrays: Array) -> Sequence[Array]:
-        return devices.average([a.mean(axes, keepdims=True, where=kept) for a in arrays], count)[1]
+        return devices.average([a.mean(axes, keepdims=True, where=where) for a in arrays], count)[1]
 
     if use_fast_variance:
         mean, second = mean_of(x, _abs_sq(x))
@@ -604,40 +581,26 @@ def cut_into_ghosts(
     bias: Array | None,
     *,
     ghosts: int,
-    axis: int,
-    epsilon: float,
-    use_fast_variance: bool,
-    merge: Callable[..., tuple[Array, Array, Array]],
     devices: Devices,
     even: bool,
+    **how: Any,
 ) -> tuple[_Map, Statistics]:
     """Cuts examples, or devices' shares, into ghost batches.
 
-    Args:
-      parts: What to cut along `axis`, see `_parts`.
-      scale: `[*features]`, or None.
-      bias: `[*features]`, or None.
-      ghosts: The number of ghost batches of all devices.
-      axis: The axis of the parts.
-      epsilon: Added to the variance.
-      use_fast_variance: See `ghost_batch_norm`.
-      merge: Makes mean, variance and count of one ghost batch.
-      devices: Those that hold the batch.
-      even: Whether all ghost batches are of the same size.
+    `parts`, see `_parts`, are cut into the `ghosts` of all devices, which are `even` if all are of
+    one size, as `how` says: along `axis`, with a `merge` that makes mean, variance and count of
+    one, and with `epsilon` and `use_fast_variance` as in `ghost_batch_norm`.
 
     Returns:
       A map for each of this device's parts, along `axis`, and the statistics of its ghost batches.
       With the fast variance the maps have no centre, so that an entry and its gradient cost one
       product and one sum; the digits that this loses are lost by the fast variance anyway.
     """
-    cut = functools.partial(
-        _cut, axis=axis, epsilon=epsilon, use_fast_variance=use_fast_variance, merge=merge
-    )
     if devices.number == 1 or (even and ghosts % devices.number == 0):
-        return cut(parts, scale, bias, ghosts=ghosts // devices.number)
-    parts = [devices.gather(p, axis) for p in parts]
-    maps, statistics = cut(parts, scale, bias, ghosts=ghosts)
-    return devices.own(maps, statistics, axis)
+        return _cut(parts, scale, bias, ghosts=ghosts // devices.number, **how)
+    parts = [devices.gather(p, how["axis"]) for p in parts]
+    maps, statistics = _cut(parts, scale, bias, ghosts=ghosts, **how)
+    return devices.own(maps, statistics, how["axis"])
 
 
 @functools.partial(jax.jit, static_argnames=("ghosts", "axis", "use_fast_variance", "merge"))
@@ -731,9 +694,8 @@ def _shards(x: Array, axis: int) -> int:
     """The number of devices over which explicit sharding spreads an axis."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] or ()
-    return math.prod(
-        sharding.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)
-    )
+    names = (names,) if isinstance(names, str) else names
+    return math.prod(sharding.mesh.shape[name] for name in names)
 
 
 def _unshard(x: Array, axis: int) -> Array:

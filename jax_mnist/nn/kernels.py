@@ -75,21 +75,21 @@ def _on_images(
         y = nn.relu(y) if relu else y
         return y, moments_of_images(y)
 
-    return Kernels(convolve_and_sum, lambda x, affine: max_pool(_applied(x, affine)))
+    return Kernels(convolve_and_sum, lambda x, affine: max_pool(_apply(x, affine)))
 
 
-def _applied(x: Array, affine: Affine | None) -> Array:
+def _apply(x: Array, affine: Affine | None) -> Array:
     return x if affine is None else affine(x)
 
 
 # XLA's own.
 PLAIN = _on_images(
-    lambda x, kernel, affine: _convolve(_applied(x, affine), kernel),
+    lambda x, kernel, affine: _convolve(_apply(x, affine), kernel),
     functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2)),
 )
 # For CPUs that have no kernels of their own.
 PORTABLE = _on_images(
-    lambda x, kernel, affine: _convolve_portably(_applied(x, affine), kernel), gpu.max_pool
+    lambda x, kernel, affine: _convolve_portably(_apply(x, affine), kernel), gpu.max_pool
 )
 GPU = _on_images(gpu.convolve, gpu.max_pool)
 CPU = Kernels(cpu.convolve, cpu.max_pool, cpu.from_images, cpu.to_images, cpu.interpolate)

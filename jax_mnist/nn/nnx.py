@@ -7,22 +7,16 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jax_mnist.nn.ghost_batch_norm import (
-    StatsUpdate,
-    check_arguments,
-    ghost_batch_norm,
-    update_running_statistics,
-)
+from jax_mnist.nn.ghost_batch_norm import StatsUpdate, check_arguments, normalize_and_update
 
 
 class GhostBatchNorm(nnx.BatchNorm):
     """Batch normalisation over small "ghost" batches.
 
-    It is an `nnx.BatchNorm` with the same variables: `scale` and `bias` are `nnx.Param`, `mean` and
-    `var` are `nnx.BatchStat`. `model.train()`, `model.eval()`, `nnx.view` and `use_running_average`
-    switch between training and inference. In training it computes what
-    `ghost_batch_norm.ghost_batch_norm` does; in inference it is `nnx.BatchNorm`, and takes a batch
-    of any size.
+    It is an `nnx.BatchNorm` with the same variables and arguments, and the options
+    `ghost_batch_size` and `stats_update` of the linen layer, `ghost_batch_norm.GhostBatchNorm`.
+    `model.train()`, `model.eval()`, `nnx.view` and `use_running_average` switch between training
+    and inference, in which it takes a batch of any size. The first axis is cut.
 
     Example::
 
@@ -46,15 +40,7 @@ class GhostBatchNorm(nnx.BatchNorm):
         stats_update: StatsUpdate = "mean",
         **arguments: Any,
     ) -> None:
-        """Makes the variables.
-
-        Args:
-          num_features: Size of the feature axis.
-          ghost_batch_size: Examples in a ghost batch, at least 1. The first axis is cut.
-          stats_update: How a training step updates the running statistics, `"mean"`, `"pooled"` or
-            `"sequential"`, see `ghost_batch_norm.update_running_statistics`.
-          **arguments: Those of `nnx.BatchNorm`, including `rngs`. With `axis_name`, the ghost
-            batches are those of the whole batch, see `ghost_batch_norm.ghost_batch_norm`.
+        """Makes the variables, given the arguments of `nnx.BatchNorm`, including `rngs`.
 
         Raises:
           TypeError: `use_running_average` is neither None nor a boolean.
@@ -74,19 +60,8 @@ class GhostBatchNorm(nnx.BatchNorm):
     ) -> Array:
         """Normalises `x`; in training also updates `mean` and `var`.
 
-        Args:
-          x: The input, `[batch, ..., features]`, or with the features at `axis`.
-          use_running_average: Whether to normalise with the running statistics (inference). Takes
-            precedence over the attribute of this name.
-          mask: Boolean, broadcastable to `x`: which entries count in the statistics.
-
-        Returns:
-          An array of the shape of `x`.
-
-        Raises:
-          TypeError: `use_running_average` is not a boolean.
-          ValueError: See `ghost_batch_norm.ghost_batch_norm` and `update_running_statistics`; or
-            `use_running_average` is given neither here nor as an attribute.
+        The arguments and errors are those of the linen layer, except that `use_running_average`
+        takes precedence over the attribute of this name.
         """
         check_arguments(use_running_average, self.ghost_batch_size, self.stats_update)
         x = jnp.asarray(x)
@@ -95,27 +70,9 @@ class GhostBatchNorm(nnx.BatchNorm):
             return super().__call__(x, inference)
         running = self.mean[...], self.var[...]
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
         x, _, _, scale, bias = self.promote_dtype((x, *running, scale, bias), dtype=self.dtype)
-        y, statistics = ghost_batch_norm(
-            x,
-            scale,
-            bias,
-            ghost_batch_size=self.ghost_batch_size,
-            axis=self.axis,
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-            use_fast_variance=self.use_fast_variance,
-            **devices,
-        )
-        updated = update_running_statistics(
-            running,
-            statistics,
-            momentum=self.momentum,
-            stats_update=self.stats_update,
-            **devices,
-        )
+        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        y, updated = normalize_and_update(self, x, running, scale, bias, mask, devices)
         # As in nnx.BatchNorm: a variable outlives the step, so it must not carry its gradient.
         self.mean[...], self.var[...] = lax.stop_gradient(updated)
         return y

@@ -20,15 +20,14 @@ def configure() -> None:
     """Sets up this process for training.
 
     Compiled programs are kept on disk, in `JAX_COMPILATION_CACHE_DIR` or the user's cache folder,
-    so that a second run starts at once. The C++ kernels begin to be compiled. XLA is told to make
-    the same code for every processor, as long as JAX has not started.
+    so that a second run starts at once. XLA is told to make the same code for every processor, as
+    long as JAX has not started.
 
     Raises:
       ConfigError: See `ask_for_same_digits`.
     """
     ask_for_same_digits()
     _check_plugins()
-    library.start()
     cache = library.cache_folder()
     if cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         # Programs are compiled for a number of cores, which is not part of JAX's own key.

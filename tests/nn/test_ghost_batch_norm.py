@@ -1,6 +1,5 @@
 """Ghost batch norm against NumPy in float64, and the layer against flax.linen.BatchNorm."""
 
-import dataclasses
 import functools
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from norm_reference import Reference, inference
-from rounding import Rounded, assert_close
+from rounding import assert_close
 
 from jax_mnist.nn.ghost_batch_norm import (
     GhostBatchNorm,
@@ -45,12 +44,6 @@ def variables_for(features, seed=1):
             "var": rng.uniform(0.5, 2, features).astype(np.float32),
         },
     }
-
-
-IDENTITY = {
-    "params": {"scale": np.ones(3), "bias": np.zeros(3)},
-    "batch_stats": {"mean": np.zeros(3), "var": np.ones(3)},
-}
 
 
 def train(module, variables, x, **kwargs):
@@ -108,47 +101,34 @@ def test_output_gradients_and_running_statistics(size, fast):
     assert_close((to_x, to_params["scale"], to_params["bias"]), expected.gradients(cotangent))
 
 
-def test_every_ghost_batch_has_mean_0_and_variance_1(thorough):
-    @settings(max_examples=40 if thorough else 6, deadline=None)
+def test_batches_of_any_size_and_mask_are_cut_as_evenly_as_possible(thorough):
+    @settings(max_examples=60 if thorough else 12, deadline=None)
     @given(
         batch=st.integers(1, 20),
         size=st.integers(1, 25),
         inner=st.lists(st.integers(2, 4), min_size=0, max_size=3),
+        kept=st.sampled_from([1.0, 0.7, 0.2]),
         seed=st.integers(0, 1000),
     )
-    def check(batch, size, inner, seed):
-        x = inputs((batch, *inner, 3), seed)
-        exact = dict(of(size, epsilon=1e-10, use_fast_variance=False))
-        norm = jax.jit(functools.partial(ghost_batch_norm, **exact))
-        y = np.asarray(norm(x)[0])
-        assert y.shape == x.shape
-        # How far off they are depends on how close to one another the entries are.
-        expected = Reference(IDENTITY, x, size, epsilon=1e-10, use_fast_variance=False).output()
-        ghosts = -(-batch // size)
-        for ghost, error in zip(
-            *(np.array_split(a, ghosts) for a in (y, expected.error)), strict=True
-        ):
-            assert len(ghost) <= size
-            ghost = Rounded(ghost.reshape(-1, 3), error.reshape(-1, 3))
-            mean = ghost.mean(0)
-            assert_close(np.zeros(3), mean)
-            assert_close(np.full(3, len(ghost.value) > 1, float), (ghost - mean).abs_sq().mean(0))
+    def check(batch, size, inner, kept, seed):
+        x, variables = inputs((batch, *inner, 2), seed), variables_for(2)
+        mask = np.random.default_rng(seed).random((batch, *[1] * (len(inner) + 1))) < kept
+        with warnings.catch_warnings(action="ignore"):  # of one example alone
+            y, updated = step(variables, x, mask=mask, momentum=0.7, settings=of(size))
+        expected = Reference(variables, x, size, momentum=0.7, mask=mask)
+        assert_close(y, expected.output())
+        assert_close(updated, updates_of(expected))
 
     check()
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    kept=st.lists(st.booleans(), min_size=7, max_size=7),
-    size=st.sampled_from([1, 3, 4, 8]),
-)
-def test_masked_examples_do_not_count(kept, size):
-    kept = np.array(kept)[:, None, None]
-    x, variables = inputs((7, 5, 2)), variables_for(2)
-    y, updated = step(variables, x, mask=kept, momentum=0.7, settings=of(size))
-    expected = Reference(variables, x, size, momentum=0.7, mask=kept)
-    assert_close(y, expected.output())
-    assert_close(updated, updates_of(expected))
+def test_every_ghost_batch_has_mean_0_and_variance_1():
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).normal(2, 3, (11, 4, 3))
+        y, _ = ghost_batch_norm(x, ghost_batch_size=4, epsilon=0.0)
+    for ghost in np.array_split(np.asarray(y), 3):
+        np.testing.assert_allclose(ghost.mean((0, 1)), 0, atol=1e-12)
+        np.testing.assert_allclose(ghost.var((0, 1)), 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +186,11 @@ def test_the_layer_holds_the_variables_of_the_pure_functions(stats_update):
 
 
 @pytest.mark.parametrize(
-    ("inner", "dtype"),
-    [((), jnp.float32), ((5,), jnp.bfloat16), ((7,), jnp.float16), ((2, 4, 3), jnp.float32)],
+    "dtype",
+    [jnp.bfloat16, jnp.float16],
 )
-def test_dimensions_and_dtypes(inner, dtype):
-    x = jnp.asarray(inputs((BATCH, *inner, 6)), dtype)
+def test_the_result_has_the_dtype_that_is_asked_for(dtype):
+    x = jnp.asarray(inputs((BATCH, 5, 6)), dtype)
     variables = variables_for(6)
     y, updated = step(variables, x, settings=of(5, dtype=dtype))
     assert y.dtype == dtype
@@ -267,96 +247,6 @@ def test_rank_promotion_is_not_needed():
             train(norm, variables_for(6), inputs(SHAPE), mask=np.ones(SHAPE, bool))
 
 
-def test_positional_arguments_are_those_of_flax():
-    theirs = [field.name for field in dataclasses.fields(nn.BatchNorm)]
-    ours = [field.name for field in dataclasses.fields(GhostBatchNorm)]
-    theirs, ours = ([n for n in names if n not in ("parent", "name")] for names in (theirs, ours))
-    assert ours == [*theirs, "ghost_batch_size", "stats_update", "batch_axis"]
-
-
-def test_in_a_scan_with_rematerialisation():
-    """Running statistics that are carried through a scan over batches."""
-    batches, variables = inputs((4, *SHAPE)), variables_for(6)
-    norm = GhostBatchNorm(ghost_batch_size=5, momentum=0.8)
-
-    @jax.jit
-    def scanned(params, batches):
-        @jax.checkpoint
-        def body(stats, x):
-            y, updates = train(norm, {"params": params, "batch_stats": stats}, x)
-            return updates["batch_stats"], jnp.square(y).sum()
-
-        stats, losses = jax.lax.scan(body, variables["batch_stats"], batches)
-        return losses.sum(), stats
-
-    (_, stats), gradient = jax.value_and_grad(scanned, has_aux=True)(variables["params"], batches)
-    expected, dgamma = variables, 0
-    for x in batches:
-        reference = Reference(expected, x, 5, momentum=0.8)
-        dgamma = dgamma + reference.gradients(2 * reference.output())[1]
-        new = dict(zip(("mean", "var"), reference.updated("mean"), strict=True))
-        expected = {**variables, "batch_stats": new}
-    assert_close((stats, gradient["scale"]), (expected["batch_stats"], dgamma))
-
-
-@pytest.mark.parametrize("size", [5, 12])
-def test_the_gradient_of_a_gradient(size):
-    """Forwards over backwards against a central difference, in float64."""
-    with jax.enable_x64(True):
-        x, direction = np.float64(inputs(SHAPE)), np.float64(inputs(SHAPE, seed=5))
-        cotangent = np.float64(inputs(SHAPE, seed=2))
-
-        @jax.jit
-        def gradient(x):
-            return jax.grad(
-                lambda x: (step(variables_for(6), x, settings=of(size))[0] ** 2 * cotangent).sum()
-            )(x)
-
-        second = np.asarray(jax.jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(x))
-        h = 1e-5
-        after, before = (np.asarray(gradient(x + step)) for step in (h * direction, -h * direction))
-        expected = (after - before) / (2 * h)
-    np.testing.assert_allclose(second, expected, atol=1e-6 * abs(expected).max())
-
-
-def test_gradients_of_a_fixed_batch_against_float64(record_property):
-    """XLA's reductions differ between versions: the error at the end of a test run shows it."""
-    x, variables, cotangent = inputs((128, 8, 8, 16)), variables_for(16), inputs((128, 8, 8, 16), 2)
-    errors = {}
-    for size in (8, 32, 50):
-        gradients = jax.jit(
-            jax.grad(
-                lambda params, x, size=size: (
-                    ghost_batch_norm(x, params["scale"], params["bias"], ghost_batch_size=size)[0]
-                    * cotangent
-                ).sum(),
-                argnums=(0, 1),
-            )
-        )(variables["params"], x)
-        found = gradients[1], gradients[0]["scale"], gradients[0]["bias"]
-        expected = Reference(variables, x, size).gradients(cotangent)
-        errors[size] = max(
-            abs(f - e.value).max() / abs(e.value).max()
-            for f, e in zip(found, expected, strict=True)
-        )
-        assert_close(found, expected)
-    said = ", ".join(f"{error:.1e} with ghost batches of {size}" for size, error in errors.items())
-    record_property(
-        "measured", f"largest relative error of a gradient: {said} (JAX {jax.__version__})"
-    )
-
-
-def test_the_variance_of_small_ghost_batches_is_too_small_unless_pooled():
-    """A biased variance of 8 examples is 7/8 of the true one on average."""
-    x = np.random.default_rng(0).normal(0, 1, (8 * 500, 4)).astype(np.float32)
-    _, ghosts = ghost_batch_norm(x, ghost_batch_size=8)
-    start = jnp.zeros(4), jnp.ones(4)
-    for rule, expected in (("mean", 0.875), ("pooled", 1.0)):
-        _, var = update_running_statistics(start, ghosts, momentum=0.0, stats_update=rule)
-        np.testing.assert_allclose(var, expected, atol=0.05)
-        assert abs(var.mean() - expected) < 0.02
-
-
 def test_a_checkpoint_of_batch_norm_loads_into_the_layer_and_back():
     x = inputs(SHAPE)
     theirs, ours = nn.BatchNorm(momentum=0.8), GhostBatchNorm(ghost_batch_size=5, momentum=0.8)
@@ -371,28 +261,6 @@ def test_a_checkpoint_of_batch_norm_loads_into_the_layer_and_back():
     )
     expected = Reference(loaded, x, 5, momentum=0.8).updated("mean")
     assert_close(back["batch_stats"]["mean"], expected[0])
-
-
-@pytest.mark.usefixtures("in_float64")
-def test_a_ghost_batch_is_a_microbatch_of_accumulated_gradients():
-    """The same gradient as batch norm over microbatches; the same statistics if sequential."""
-    x, labels = np.float64(inputs((2, 24, 6)))
-    start = jax.tree.map(np.float64, variables_for(6))
-    params, stats = start["params"], start["batch_stats"]
-
-    def loss(params, stats, norm, x, labels):
-        y, updates = train(norm, {"params": params, "batch_stats": stats}, x)
-        return jnp.square(y - labels).mean(), updates["batch_stats"]
-
-    gradient, gradients = jax.grad(loss, has_aux=True), []
-    for part in np.split(np.arange(24), 3):
-        of_part, stats = gradient(params, stats, nn.BatchNorm(momentum=0.8), x[part], labels[part])
-        gradients.append(of_part)
-    accumulated = jax.tree.map(lambda *g: sum(g) / 3, *gradients)
-
-    norm = GhostBatchNorm(ghost_batch_size=8, momentum=0.8, stats_update="sequential")
-    at_once = gradient(params, start["batch_stats"], norm, x, labels)
-    chex.assert_trees_all_close((accumulated, stats), at_once, rtol=1e-9)
 
 
 def test_one_example_alone_is_warned_of():

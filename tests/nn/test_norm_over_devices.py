@@ -89,78 +89,49 @@ def mapped(mesh, function, axis="data"):
     )
 
 
-def check_mesh(spec, size, kind):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
-    rule = {3: "pooled", 5: "sequential"}.get(size, "mean")
-    masked = size == 12
-    norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule)
-    with jax.set_mesh(mesh):
-        x, cotangent, mask = spread(mesh, spec, X, COTANGENT, MASK)
-        step = jax.jit(functools.partial(trained, norm))
-        found = step(VARIABLES, x, cotangent, mask if masked else None)
-    if kind == AxisType.Explicit:
-        assert found[0].sharding.is_equivalent_to(x.sharding, x.ndim)
-    assert_close(found, on_one_device(size, rule, masked))
-
-
-@pytest.mark.parametrize(
-    ("spec", "size", "kind"),
-    [
-        (P("data"), 3, AxisType.Explicit),  # ghost batches lie on devices
-        (P("data"), 12, AxisType.Explicit),  # a ghost batch lies on two devices
-        (P("data", None, "model"), 10, AxisType.Explicit),  # most begin in the middle of a device
-        (P("data", None, "model"), 10, AxisType.Auto),
-        (P(("data", "model")), 5, AxisType.Explicit),  # eight devices, ghost batches of 5 and 4
-    ],
-)
-@pytest.mark.usefixtures("quickly_compiled")
-def test_over_a_mesh_results_are_those_of_one_device(spec, size, kind):
-    check_mesh(spec, size, kind)
+MESHES = [
+    (P("data"), 3, AxisType.Explicit),  # ghost batches lie on devices
+    (P("data"), 12, AxisType.Explicit),  # a ghost batch lies on two devices
+    (P("data", None, "model"), 10, AxisType.Explicit),  # most begin in the middle of a device
+    (P("data", None, "model"), 10, AxisType.Auto),
+    (P(("data", "model")), 5, AxisType.Explicit),  # eight devices, ghost batches of 5 and 4
+]
+SPECS = (P(), P("data"), P(None, None, "model"), P("data", None, "model"), P(("data", "model")))
+ALL_MESHES = itertools.product(SPECS, (3, 5, 10, 12), (AxisType.Auto, AxisType.Explicit))
+AXES = [(12, "mean", True), (10, "sequential", False), (5, "pooled", True), (32, "mean", False)]
+ALL_AXES = itertools.product((3, 5, 10, 12, 32), ("mean", "pooled", "sequential"), (False, True))
 
 
 @pytest.mark.usefixtures("quickly_compiled")
-def test_over_a_mesh_results_are_those_of_one_device_in_any_combination(thorough):
-    if not thorough:
-        pytest.skip("compiles for minutes: --thorough")
-    specs = (P(), P("data"), P(None, None, "model"), P("data", None, "model"), P(("data", "model")))
-    kinds = (AxisType.Auto, AxisType.Explicit)
-    for case in itertools.product(specs, (3, 5, 10, 12), kinds):
-        check_mesh(*case)
+def test_over_a_mesh_results_are_those_of_one_device(thorough):
+    for spec, size, kind in ALL_MESHES if thorough else MESHES:
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+        rule = {3: "pooled", 5: "sequential"}.get(size, "mean")
+        masked = size == 12
+        norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule)
+        with jax.set_mesh(mesh):
+            x, cotangent, mask = spread(mesh, spec, X, COTANGENT, MASK)
+            step = jax.jit(functools.partial(trained, norm))
+            found = step(VARIABLES, x, cotangent, mask if masked else None)
+        if kind == AxisType.Explicit:
+            assert found[0].sharding.is_equivalent_to(x.sharding, x.ndim)
+        assert_close(found, on_one_device(size, rule, masked))
 
 
-def check_mapped(size, rule, masked):
+@pytest.mark.usefixtures("quickly_compiled")
+def test_over_a_mapped_axis_results_are_those_of_one_device(thorough):
     mesh = jax.make_mesh((4,), ("data",))
-    norm = GhostBatchNorm(ghost_batch_size=size, momentum=0.8, stats_update=rule, axis_name="data")
+    for size, rule, masked in ALL_AXES if thorough else AXES:
+        norm = GhostBatchNorm(
+            ghost_batch_size=size, momentum=0.8, stats_update=rule, axis_name="data"
+        )
 
-    def step(variables, x, cotangent, mask):
-        return trained(norm, variables, x, cotangent, mask if masked else None)
+        def step(variables, x, cotangent, mask, norm=norm, masked=masked):
+            return trained(norm, variables, x, cotangent, mask if masked else None)
 
-    with jax.set_mesh(mesh):
-        found = mapped(mesh, step)(VARIABLES, *spread(mesh, P("data"), X, COTANGENT, MASK))
-    assert_close(found, on_one_device(size, rule, masked))
-
-
-@pytest.mark.parametrize(
-    ("size", "rule", "masked"),
-    [
-        (12, "mean", True),
-        (10, "sequential", False),
-        (5, "pooled", True),
-        (32, "sequential", False),
-    ],
-)
-@pytest.mark.usefixtures("quickly_compiled")
-def test_over_a_mapped_axis_results_are_those_of_one_device(size, rule, masked):
-    check_mapped(size, rule, masked)
-
-
-@pytest.mark.usefixtures("quickly_compiled")
-def test_over_a_mapped_axis_results_are_those_of_one_device_in_any_combination(thorough):
-    if not thorough:
-        pytest.skip("compiles for minutes: --thorough")
-    rules = ("mean", "pooled", "sequential")
-    for case in itertools.product((3, 5, 10, 12, 32), rules, (False, True)):
-        check_mapped(*case)
+        with jax.set_mesh(mesh):
+            found = mapped(mesh, step)(VARIABLES, *spread(mesh, P("data"), X, COTANGENT, MASK))
+        assert_close(found, on_one_device(size, rule, masked))
 
 
 @pytest.mark.usefixtures("quickly_compiled")

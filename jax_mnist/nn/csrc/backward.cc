@@ -17,14 +17,12 @@ struct Finish {
 
   template <int CHANNELS, int POSITIONS>
   INLINE void operator()(Vector (&tile)[CHANNELS][POSITIONS], int position, int part) const {
-#pragma GCC unroll 16
-    for (int c = 0; c < CHANNELS; c++) {
+    UNROLL for (int c = 0; c < CHANNELS; c++) {
       const int of = c * BLOCK + part;
       const ptrdiff_t at = (ptrdiff_t)position * channels * BLOCK + of;
       const Vector m = load(multiplier + of), o = load(offset + of);
       Vector dm = load(dmultiplier + of), d_o = load(doffset + of);
-#pragma GCC unroll 8
-      for (int p = 0; p < POSITIONS; p++) {
+      UNROLL for (int p = 0; p < POSITIONS; p++) {
         const ptrdiff_t here = at + (ptrdiff_t)p * channels * BLOCK;
         const Vector input = load(x + here);
         Vector d = tile[c][p];
@@ -63,34 +61,24 @@ template <int COLUMNS, int IN, int OUT>
 void kernel_tile(const Products& p) {
   for (int part = 0; part < BLOCK; part += LANES) {
     Vector sums[COLUMNS][IN][OUT];
-#pragma GCC unroll 4
-    for (int k = 0; k < COLUMNS; k++)
-#pragma GCC unroll 8
-      for (int i = 0; i < IN; i++)
-#pragma GCC unroll 8
-        for (int o = 0; o < OUT; o++) sums[k][i][o] = zero();
+    UNROLL for (int k = 0; k < COLUMNS; k++)
+      UNROLL for (int i = 0; i < IN; i++)
+        UNROLL for (int o = 0; o < OUT; o++) sums[k][i][o] = zero();
     for (int r = 0; r < p.rows; r++) {
       const float *x = p.x[r] + part, *d = p.d[r] + part;
       for (int w = 0; w < p.width; w++, x += p.channels * BLOCK, d += p.features * BLOCK) {
         Vector gradient[OUT];
-#pragma GCC unroll 8
-        for (int o = 0; o < OUT; o++) gradient[o] = load(d + o * BLOCK);
-#pragma GCC unroll 4
-        for (int k = 0; k < COLUMNS; k++)
-#pragma GCC unroll 8
-          for (int i = 0; i < IN; i++) {
+        UNROLL for (int o = 0; o < OUT; o++) gradient[o] = load(d + o * BLOCK);
+        UNROLL for (int k = 0; k < COLUMNS; k++)
+          UNROLL for (int i = 0; i < IN; i++) {
             const Vector input = load(x + (k * p.channels + i) * BLOCK);
-#pragma GCC unroll 8
-            for (int o = 0; o < OUT; o++) sums[k][i][o] = fma(input, gradient[o], sums[k][i][o]);
+            UNROLL for (int o = 0; o < OUT; o++) sums[k][i][o] = fma(input, gradient[o], sums[k][i][o]);
           }
       }
     }
-#pragma GCC unroll 4
-    for (int k = 0; k < COLUMNS; k++)
-#pragma GCC unroll 8
-      for (int i = 0; i < IN; i++)
-#pragma GCC unroll 8
-        for (int o = 0; o < OUT; o++) {
+    UNROLL for (int k = 0; k < COLUMNS; k++)
+      UNROLL for (int i = 0; i < IN; i++)
+        UNROLL for (int o = 0; o < OUT; o++) {
           float* sum = p.sums + ((ptrdiff_t)(k * p.channels + i) * p.features + o) * BLOCK + part;
           store(sum, add(load(sum), sums[k][i][o]));
         }
@@ -173,10 +161,8 @@ void convolve_backward(const Convolution& c, const float* packed, const Backward
     std::fill_n(ds + (r + 1) * size.d_row - border, border, 0.f);
   }
   std::fill_n(row_dmultiplier, 2 * inputs, 0.f);
-  if (b.dx) {
-    std::fill_n(b.dmultiplier, inputs, 0.f);
-    std::fill_n(b.doffset, inputs, 0.f);
-  }
+  std::fill_n(b.dmultiplier, inputs, 0.f);
+  std::fill_n(b.doffset, inputs, 0.f);
 
   std::vector<const float*> x_rows(chunk), d_rows(chunk);
   std::vector<Line> lines(c.rows);

@@ -16,12 +16,10 @@ struct Finish {
   template <int CHANNELS, int POSITIONS>
   INLINE void operator()(Vector (&tile)[CHANNELS][POSITIONS], int position, int part) const {
     float* out = y + (ptrdiff_t)position * features * BLOCK + part;
-#pragma GCC unroll 16
-    for (int c = 0; c < CHANNELS; c++) {
+    UNROLL for (int c = 0; c < CHANNELS; c++) {
       float *s = sums + c * BLOCK + part, *q = squares + c * BLOCK + part;
       Vector sum = load(s), square = load(q);
-#pragma GCC unroll 8
-      for (int p = 0; p < POSITIONS; p++) {
+      UNROLL for (int p = 0; p < POSITIONS; p++) {
         const Vector v = with_relu ? relu(tile[c][p]) : tile[c][p];
         store(out + ((ptrdiff_t)p * features + c) * BLOCK, v);
         sum = add(sum, v);

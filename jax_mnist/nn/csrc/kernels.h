@@ -31,7 +31,7 @@ struct ForwardBlock {
 };
 
 // The gradients of y, of its sums and of its squares come in. That of the block's own kernel goes
-// out and, unless `dx` is null, those of x, of the multiplier and of the offset.
+// out and, unless `dx` is null, those of x, of the multiplier and of the offset, which are else 0.
 struct BackwardBlock {
   const float *x, *multiplier, *offset, *y, *dy, *dsums, *dsquares;
   float *dx, *dkernel, *dmultiplier, *doffset;

@@ -4,6 +4,7 @@
 #include "vectors.h"
 
 #define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 
 namespace jax_mnist {
 
@@ -38,21 +39,16 @@ template <int CHANNELS, int POSITIONS, class Finish>
 INLINE void tile(const Line* lines, int number, int terms, ptrdiff_t at, ptrdiff_t step,
                  const Finish& finish) {
   Vector sums[CHANNELS][POSITIONS];
-#pragma GCC unroll 16
-  for (int c = 0; c < CHANNELS; c++)
-#pragma GCC unroll 8
-    for (int p = 0; p < POSITIONS; p++) sums[c][p] = zero();
+  UNROLL for (int c = 0; c < CHANNELS; c++)
+    UNROLL for (int p = 0; p < POSITIONS; p++) sums[c][p] = zero();
   for (int n = 0; n < number; n++) {
     const float *input = lines[n].input + at, *weights = lines[n].weights;
     for (int t = 0; t < terms; t++, input += BLOCK, weights += CHANNELS) {
       Vector x[POSITIONS];
-#pragma GCC unroll 8
-      for (int p = 0; p < POSITIONS; p++) x[p] = load(input + p * step);
-#pragma GCC unroll 16
-      for (int c = 0; c < CHANNELS; c++) {
+      UNROLL for (int p = 0; p < POSITIONS; p++) x[p] = load(input + p * step);
+      UNROLL for (int c = 0; c < CHANNELS; c++) {
         const Vector weight = all(weights[c]);
-#pragma GCC unroll 8
-        for (int p = 0; p < POSITIONS; p++) sums[c][p] = fma(x[p], weight, sums[c][p]);
+        UNROLL for (int p = 0; p < POSITIONS; p++) sums[c][p] = fma(x[p], weight, sums[c][p]);
       }
     }
   }
@@ -81,11 +77,9 @@ __attribute__((noinline)) void row_of_tiles(const Line* lines, int number, int t
 template <class Finish>
 INLINE void row_of_tiles(int channels, const Line* lines, int number, int terms, int width,
                          ptrdiff_t step, const Finish& finish) {
-  switch (channels) {
-#define CASE(n)                                                                         \
-  case n:                                                                               \
-    if constexpr (n <= MOST_CHANNELS) row_of_tiles<n>(lines, number, terms, width, step, finish); \
-    break;
+  switch (channels) {  // there are no more than MOST_CHANNELS
+#define CASE(n) \
+  case n: return row_of_tiles<(n <= MOST_CHANNELS ? n : 1)>(lines, number, terms, width, step, finish);
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10)
 #undef CASE
   }
