@@ -4,14 +4,14 @@ import contextlib
 import shutil
 
 import pytest
-from playwright import sync_api
 
 HEIGHTS = {1280: 800, 390: 844}  # of a laptop's screen and of a phone's, by width
 
 
 @contextlib.contextmanager
 def chromium():
-    """The system's Chromium; the test is skipped where there is none."""
+    """The system's Chromium; the test is skipped where there is none, or no Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("Chromium is not installed")

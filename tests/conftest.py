@@ -6,10 +6,13 @@ import tempfile
 import browser as browser_lib
 import chex
 import jax
+import jax.experimental
 import pytest
 import tiny
 
 chex.set_n_cpu_devices(8)
+if not hasattr(jax, "enable_x64"):  # before JAX 0.8
+    jax.enable_x64 = jax.experimental.enable_x64
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name

@@ -636,8 +636,9 @@ def _cut(
         affine = without_centre(affine)
 
     def for_each_part(a: Array) -> Array:
-        groups = jnp.split(jnp.broadcast_to(a, mean.shape), [lengths[0][0]], axis)
-        repeated = [_repeat(g, n, axis) for g, (_, n) in zip(groups, lengths, strict=False)]
+        places = [number for number, _ in lengths[:-1]]
+        groups = jnp.split(jnp.broadcast_to(a, mean.shape), places, axis)
+        repeated = [_repeat(g, n, axis) for g, (_, n) in zip(groups, lengths, strict=True)]
         return _shard_like(jnp.concatenate(repeated, axis), example)
 
     statistics = Statistics(*(jnp.moveaxis(s, axis, 0) for s in (mean, var, count)))

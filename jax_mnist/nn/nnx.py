@@ -70,7 +70,8 @@ class GhostBatchNorm(nnx.BatchNorm):
             return super().__call__(x, inference)
         running = self.mean[...], self.var[...]
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        x, _, _, scale, bias = self.promote_dtype((x, *running, scale, bias), dtype=self.dtype)
+        if hasattr(self, "promote_dtype"):  # Flax 0.11 promotes only the result
+            x, _, _, scale, bias = self.promote_dtype((x, *running, scale, bias), dtype=self.dtype)
         devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
         y, updated = normalize_and_update(self, x, running, scale, bias, mask, devices)
         # As in nnx.BatchNorm: a variable outlives the step, so it must not carry its gradient.

@@ -31,7 +31,7 @@ def test_what_is_compiled_quickly_gives_the_same():
 
 def test_no_processor_computes_with_instructions_of_its_own():
     """A reciprocal square root is a root and a division: estimates differ between vendors."""
-    if jax.default_backend() != "cpu":
-        pytest.skip("an option for CPUs")
+    if jax.default_backend() != "cpu" or jax.__version_info__ < (0, 10):
+        pytest.skip("an option for CPUs, which XLA lacks before JAX 0.10")
     x = np.linspace(0.1, 3, 1000, dtype=np.float32)
     np.testing.assert_array_equal(xla.jit(jax.lax.rsqrt)(x), np.float32(1) / np.sqrt(x))
