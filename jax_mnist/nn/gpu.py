@@ -15,7 +15,6 @@ other forms map to plain batched operations:
 Results are those of the usual operations, except for rounding.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -63,31 +62,8 @@ def _correlate(x: Array, kernel: Array) -> Array:
     kernel = kernel.reshape(-1, *kernel.shape[-4:])
     rows, columns = kernel.shape[1:3]
     if rows == columns == 1:
-        return _pointwise(x, kernel)
+        return (x[..., None] * kernel).sum(-2)
     return (_windows(x, rows, columns)[..., None] * kernel[:, None, None]).sum((3, 4, 5))
-
-
-@jax.custom_batching.custom_vmap
-def _pointwise(x: Array, kernel: Array) -> Array:
-    """Convolves with kernels of one row and column, by an unrolled sum over the channels.
-
-    For a reduction XLA would put the channels last first, in 15 more kernels for the network, and
-    copy activations for it. With several replicas, it is the sum that XLA does not compile well.
-    """
-    return functools.reduce(
-        jnp.add, (x[..., c, None] * kernel[..., c, :] for c in range(x.shape[-1]))
-    )
-
-
-@_pointwise.def_vmap
-def _pointwise_of_replicas(
-    replicas: int, batched: list[bool], x: Array, kernel: Array
-) -> tuple[Array, bool]:
-    if replicas == 1:
-        one = (a[0] if of_each else a for a, of_each in zip((x, kernel), batched, strict=True))
-        return _pointwise(*one)[None], True
-    axes = [0 if of_each else None for of_each in batched]
-    return jax.vmap(lambda x, kernel: (x[..., None] * kernel).sum(-2), axes)(x, kernel), True
 
 
 def _windows(x: Array, rows: int, columns: int, step: int = 1) -> Array:
