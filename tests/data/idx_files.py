@@ -23,6 +23,18 @@ ALL_FILES = sum(FILES.values(), ())
 COUNTS = {"train": 300, "test": 100}  # so that the cache is larger than the padded shards
 
 
+def tfds_can_be_imported():
+    try:
+        return bool(tfds.builder)  # imports it
+    except Exception:  # protobuf has its own types
+        return False
+
+
+needs_tfds = pytest.mark.skipif(
+    not tfds_can_be_imported(), reason="tensorflow-datasets cannot be imported"
+)
+
+
 @functools.cache
 def read_mnist(split):
     """The images and labels of the packaged files."""

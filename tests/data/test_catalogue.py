@@ -2,10 +2,12 @@
 
 import pytest
 import tensorflow_datasets as tfds
+from idx_files import needs_tfds
 
 from jax_mnist.data import catalogue, datasets
 
 
+@needs_tfds
 @pytest.mark.parametrize("name", catalogue.NAMES)
 def test_names_versions_and_label_names_are_those_of_tfds(name, tmp_path):
     builder = tfds.builder(name, data_dir=tmp_path)

@@ -7,11 +7,15 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from idx_files import needs_tfds
 
 from jax_mnist.data import splits
 from jax_mnist.data.types import Dataset, DatasetError
 
 COUNTS = {"train": 60_000, "test": 10_000}
+
+
+pytestmark = needs_tfds
 
 
 @functools.cache

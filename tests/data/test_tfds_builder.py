@@ -22,12 +22,15 @@ from idx_files import (
     files_below,
     flip,
     idx_bytes,
+    needs_tfds,
     url_info,
 )
 from tensorflow_datasets.core.utils import file_utils
 
 from jax_mnist.data import datasets
 from jax_mnist.data.catalogue import CATALOGUE
+
+pytestmark = needs_tfds
 
 
 def check_that_tfds_reads(name, folder, data_dir, expected):
