@@ -58,6 +58,8 @@ def test_a_chosen_baseline_shows_the_numbers_of_python(page, written):
         ]
         assert differences(page) == expected
         assert page.locator(".differences:visible").count() == (baseline == "bn")
+        intervals = [row[3] for row in expected if row[3] != "none"]
+        assert page.locator(".bar:visible").count() == len(intervals) >= 6
 
 
 def test_figures_open_large_by_click_and_by_key(page):
