@@ -14,17 +14,13 @@ EVALUATION_BATCH = 1000
 
 
 def make_network():
-    make = {
-        "R": lambda features: nn.ReLU(),
-        "N": nn.BatchNorm2d,
-        "P": lambda features: nn.MaxPool2d(2),
-        "A": lambda features: nn.AvgPool2d(4),
-    }
     modules, channels = [], 1
     for size, features, then in LAYERS:
         modules += [nn.Conv2d(channels, features, size, bias=False)]
-        modules += [make[letter](features) for letter in then]
         channels = features
+        for letter in then:
+            simple = {"R": nn.ReLU(), "P": nn.MaxPool2d(2), "A": nn.AvgPool2d(4)}
+            modules += [nn.BatchNorm2d(features) if letter == "N" else simple[letter]]
     network = nn.Sequential(*modules, nn.Flatten())
     assert sum(p.numel() for p in network.parameters()) == 8546
     return network
@@ -42,3 +38,14 @@ def make_optimizer(network, steps, fused):
 
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tensors(data, where="cpu"):
+    """Training images (uint8 `[n, 1, 28, 28]`) and labels, test images and labels."""
+    for split in ("train", "test"):
+        yield torch.from_numpy(data[f"{split}_images"]).to(where).permute(0, 3, 1, 2).contiguous()
+        yield torch.from_numpy(data[f"{split}_labels"]).to(where).long()
+
+
+def normalized(images):
+    return (images.float() / 255 - MEAN) / STD
