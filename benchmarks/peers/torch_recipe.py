@@ -22,15 +22,9 @@ def train(data, config, seed):
         network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True
     )
     steps = len(train_labels) // config.batch_size
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.l2,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, steps * config.epochs, cycle_momentum=False
+    rate = config.learning_rate, config.momentum, config.nesterov
+    optimizer, schedule = common.make_optimizer(
+        network, steps * config.epochs, *rate, weight_decay=config.l2
     )
 
     @torch.compile

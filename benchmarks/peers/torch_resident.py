@@ -48,7 +48,7 @@ def prepare(data, steps, compiled=False, channels_last=False):
     train_images, train_labels, test_images, test_labels = common.tensors(data, where)
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network = common.make_network().to(where, memory_format=memory)
-    optimizer, schedule = common.make_optimizer(network, steps, fused=True)
+    optimizer, schedule = common.make_optimizer(network, steps * common.EPOCHS, fused=True)
 
     def loss_of(images, labels):
         x = augment(images).contiguous(memory_format=memory)
