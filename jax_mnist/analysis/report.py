@@ -242,7 +242,7 @@ def _results_rows(study: Study) -> pd.DataFrame:
         },
         study.all_variants,
     ).fillna("")
-    rows.loc[study.best, "accuracy, %"] = [f"**{rows.loc[n, 'accuracy, %']}**" for n in study.best]
+    rows.loc[study.best, "accuracy, %"] = "**" + rows.loc[study.best, "accuracy, %"] + "**"
     unused = ["description"] * (not study.varied)
     unused += ["diverged"] * (len(study.runs) == len(study.all_runs))
     if max(len(record["metrics"]["seconds"]) for record in study.records) == 1:
@@ -313,11 +313,11 @@ def _errors(study: Study) -> dict[str, str]:
     of_hardest = study.mistakes[study.mistakes.position.isin(hardest.index)]
     by_variant = of_hardest.groupby(["position", "variant"]).said.agg(said).unstack(fill_value="")
     images = pd.DataFrame({
-        "position": [f"{position:,}" for position in hardest.index],
-        "true": [names[c] for c in hardest.true],
-        "wrong": [f"{runs:,}" for runs in hardest.runs],
-        **{code(n): by_variant[n][hardest.index].array for n in study.variants if n in by_variant},
-    }, range(1, 1 + len(hardest)))  # fmt: skip
+        "position": hardest.index.map("{:,}".format),
+        "true": hardest.true.map(names.__getitem__),
+        "wrong": hardest.runs.map("{:,}".format),
+        **{code(name): by_variant[name] for name in study.variants if name in by_variant},
+    }, hardest.index).set_axis(range(1, 1 + len(hardest)))  # fmt: skip
 
     named = claims.CONFUSED_PAIRS if claims.of_original(study) else ()
     pairs = {}

@@ -287,13 +287,13 @@ def test_drawing_leaves_global_settings_alone():
 
 def test_the_script_draws_a_comparison_and_of_a_single_run_its_mistakes(tmp_path):
     for name in ("bn", "gbn"):
-        save_record(tmp_path / "runs" / name / "history.pkl", make_record(name, mistakes=2))
-    paths = (tmp_path / "runs" / "bn" / "history.pkl", tmp_path / "runs" / "gbn")  # file, folder
+        save_record(tmp_path / name / "history.pkl", make_record(name, mistakes=2))
+    file, folder = tmp_path / "bn" / "history.pkl", tmp_path / "gbn"
     curves = ["validation_accuracy.png", "validation_loss.png"]
     of_one = [*curves, "confusion_gbn.png", "misclassified_gbn.png"]
-    for runs, expected in ((paths, curves), (paths[1:], of_one)):
-        out = tmp_path / "new" / str(len(runs))
-        process = run("scripts/plot.py", *runs, "--out", out)
+    for paths, expected in (((file, folder), curves), ((folder,), of_one)):
+        out = tmp_path / "new" / str(len(paths))
+        process = run("scripts/plot.py", *paths, "--out", out)
         assert (process.returncode, process.stderr) == (0, "")
         assert process.stdout.splitlines() == [str(out / name) for name in expected]
         assert sorted(os.listdir(out)) == sorted(expected)

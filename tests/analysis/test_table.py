@@ -113,18 +113,6 @@ def test_holm_by_a_worked_example():
     assert table.holm([0.6, 0.9]).tolist() == [1, 1] and table.holm([]).tolist() == []
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    """2,000 studies of 5 seeds, with luck that variants share and their own."""
-    rng = np.random.default_rng(0)
-    shared = rng.normal(0, 0.05, (2000, 5))
-    base, other = 99.4 + shared + rng.normal(0, 0.03, (2, 2000, 5))
-    for values, truth in ((base, 99.4), (other + 0.07 - base, 0.07)):
-        estimates = pd.DataFrame(map(table.estimate, values))
-        covered = (estimates.low <= truth) & (truth <= estimates.high)
-        # Four standard errors of a share of 95 % in 2,000 are 2 %.
-        assert covered.mean() == pytest.approx(0.95, abs=0.02)
-
-
 def test_without_a_difference_a_study_seldom_finds_one():
     """Of seven variants that do what the eighth does, any is called different in 5 % at most."""
     rng = np.random.default_rng(0)
