@@ -125,7 +125,11 @@ class Team:
     def do(self, function):
         """The results of all processes."""
         results = [process.submit(function, *self.program) for process in self.processes]
-        return [result.result() for result in results]
+        try:
+            return [result.result() for result in results]
+        except Exception as error:
+            error.add_note(f"The program that failed is {self.program[0]!r}.")
+            raise
 
     def close(self):
         """Ends the processes, and returns the seconds of their first step."""
