@@ -40,8 +40,8 @@ def rewritten(page: Path) -> str:
 
     def make(match: re.Match[str]) -> str:
         name, *words = match[2].split()
-        options = dict(word.split("=", 1) for word in words if "=" in word)
-        titles, *rows = TABLES[name](*(word for word in words if "=" not in word), **options)
+        path, options = words[:1], dict(word.split("=", 1) for word in words[1:])
+        titles, *rows = TABLES[name](*path, **options)
         lines = [titles, ["---"] * len(titles), *rows]
         texts = (" ".join(["|", *(f"{cell} |".lstrip() for cell in line)]) for line in lines)
         return match[1] + "\n".join(texts) + "\n" + match[3]
@@ -129,15 +129,16 @@ def variants(path: str, baseline: str, more: str = "") -> list[list[str]]:
     runs = read(path)
     wide = table.by_seed(runs)
     accuracies, differences = table.accuracies(runs), table.differences(wide, baseline)
-    lines = [["variant", "accuracy, %", "95 % interval"]]
-    lines[0] += [f"difference to `{baseline}`, pp", "95 % interval", "p"]
+    titles = ["variant", "accuracy, %", "95 % interval"]
+    lines = [[*titles, f"difference to `{baseline}`, pp", "95 % interval", "p"]]
     for name, accuracy in accuracies.iterrows():
         compared = difference(differences.loc[name]) if name in differences.index else [""] * 3
         lines.append([f"`{name}`", number(accuracy["mean"]), interval(accuracy), *compared])
 
     # More columns, each a number of the runs of a variant.
-    level, pairs = table.LEVEL / len(differences), table.paired(wide, baseline)
-    runs["shown_pp"] = runs.variant.map({n: table.could_show(pairs[n], level) for n in pairs})
+    pairs = table.paired(wide, baseline)
+    shown = pairs.apply(table.could_show, level=table.LEVEL / len(differences))
+    runs["shown_pp"] = runs.variant.map(shown)
     for title, column, function, digits in (MORE[option] for option in more.split(",") if option):
         values = runs.groupby("variant")[column].agg(function)
         lines[0].append(title)

@@ -68,7 +68,7 @@ def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
       images: What the runs were validated on, for the title.
     """
     groups = by_name(records)
-    heights = [_heights_of_seeds(runs, metric) for runs in groups.values()]
+    heights = [_heights(runs, metric) for runs in groups.values()]
     columns = min(4, len(groups))
     rows = math.ceil(len(groups) / columns)
     height = 2.2 * rows if rows > 1 else 3.5
@@ -112,19 +112,16 @@ def by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _heights_of_seeds(runs: Sequence[Record], metric: str) -> np.ndarray:
-    """The heights of each seed that did not diverge, else of all: `[seeds, epochs]`."""
+def _heights(runs: Sequence[Record], metric: str) -> np.ndarray:
+    """The heights `[seeds, epochs]` of the seeds that did not diverge, else of all; NaN: a gap."""
     usable = [run for run in runs if not has_diverged(run)] or runs
-    return np.array([*zip(*(_heights(run, metric) for run in usable), strict=False)]).T
-
-
-def _heights(record: Record, metric: str) -> np.ndarray:
-    """The heights of a curve `[epochs]`, positive or NaN, which makes a gap; less is better."""
-    values = record["metrics"][f"validation_{metric}"]
+    curves = [run["metrics"][f"validation_{metric}"] for run in usable]
+    values = np.array([*zip(*curves, strict=False)]).T
     if metric == "loss":
         return np.where(np.isfinite(values), np.clip(values, 1e-6, 1e6), np.nan)
     # A logarithmic axis has no place for zero errors: they are drawn as half an image.
-    return np.maximum(100 - 100 * values, 50 / len(record["predictions"]["label"]))
+    half = [[50 / len(run["predictions"]["label"])] for run in usable]
+    return np.maximum(100 - 100 * values, half)
 
 
 def _text(height: float, metric: str) -> str:
@@ -143,9 +140,8 @@ def _draw_seeds(axes: Axes, seeds: np.ndarray) -> dict[str, Any]:
         band = axes.fill_between(epochs, low, estimates.high, color=_BLUE, alpha=0.25, linewidth=0)
         legend["95 % interval"] = band
     elif len(seeds) > 1:
-        legend["single seeds"] = axes.plot(epochs, seeds.T, color=_BLUE, alpha=0.5, linewidth=0.6)[
-            0
-        ]
+        lines = axes.plot(epochs, seeds.T, color=_BLUE, alpha=0.5, linewidth=0.6)
+        legend["single seeds"] = lines[0]
     return legend
 
 
@@ -217,9 +213,8 @@ def hardest(study: Study) -> Figure:
         f"{number}: {image.runs:,} wrong\ntrue {names[image.true]}{comma}said {names[image.said]}"
         for number, image in enumerate(study.hardest.itertuples(), start=1)
     ]
-    title = (
-        f"{count(len(texts), 'image')} that most of {count(len(study.records), 'run')} get wrong"
-    )
+    runs = count(len(study.records), "run")
+    title = f"{count(len(texts), 'image')} that most of {runs} get wrong"
     return _image_grid([*study.hardest.image], texts, title)
 
 

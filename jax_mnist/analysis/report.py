@@ -78,27 +78,18 @@ def markdown(
 
     Of the template, paragraphs are left out that have an empty value, and sections without any.
     """
-    epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
-    evaluated, effects = "evaluated", study.effects
-    if {"epochs", "train_split"} <= study.common.keys():
-        trained = f"{count(study.common['epochs'], 'epoch')} on {code(study.common['train_split'])}"
-        evaluated = f"trained for {trained} and evaluated"
+    effects = study.effects
     values = {
         "title": _title(study),
         "note": escape(note),
         **_answer(study),
-        **_warnings(study),
-        "runs": count(len(study.all_runs), "run"),
-        "variants": count(len(study.all_variants), "variant"),
-        "seeds": words.integers(sorted(study.all_runs.seed.unique())),
-        "evaluated": evaluated,
+        **_runs(study),
         "images": study.images,
         "results": _table("variant", _results_rows(study)),
-        "last": str(min(epochs, table.LAST_EPOCHS)) if epochs > 1 else "",
         **_differences(study),
         "effects": _table("setting", _estimate_rows(effects, "effect, pp")) if len(effects) else "",
-        "pairs": count(len(study.variants) // 2, "pair") if len(effects) else "",
-        "settings": str(len(effects)),
+        "pairs": count(len(study.variants) // 2, "pair"),
+        "settings": str(len(effects) or ""),
         **_claims(study, others or {}),
         **_errors(study),
         **_what_was_run(study, command),
@@ -165,42 +156,48 @@ def _answer(study: Study) -> dict[str, str]:
     """What is shown to differ, by how much and at which confidence, and what is not."""
     names, differences = study.best or study.variants, study.differences
     best = study.accuracies.loc[names[0]]
-    alone = len(names) == 1 and math.isfinite(best.low)
-    parts = []
-    is_shown = differences.p < table.LEVEL
-    for what, sign in (("more", 1), ("less", -1)):
-        shown = differences[is_shown & (sign * differences["mean"] > 0)]
-        texts = [
-            f"{code(row.Index)} ({signed(row.mean)}, interval {interval(row, signs=True)})"
-            for row in shown.sort_values("mean", ascending=sign < 0).itertuples()
-        ]
-        parts += [f"shown to be {what} accurate: {listing(texts)}"] * (len(texts) > 0)
-    rest = differences[~is_shown]
-    if len(rest):
-        ends = f" (intervals from {signed(rest.low.min())} to {signed(rest.high.max())})"
-        names_of_rest = listing([*map(code, rest.index)])
-        parts.append(f"not shown to differ: {names_of_rest}{ends * int(rest.low.notna().any())}")
+    accuracy = f"{best['mean']:.3f} %"
+    if len(names) == 1 and math.isfinite(best.low):
+        accuracy += f" (95 % interval {interval(best)})"
     confidence = f"{100 - 100 * table.LEVEL:.0f} % confidence"
     if len(differences) > 1:
         confidence += f" after Holm's correction for {len(differences)} comparisons"
+
+    # What is shown to differ, the largest difference first, and what is not.
+    sure, means = differences.p < table.LEVEL, differences["mean"]
+    parts = []
+    for what, which in (("more", sure & (means > 0)), ("less", sure & (means < 0))):
+        texts = [
+            f"{code(row.Index)} ({signed(row.mean)}, interval {interval(row, signs=True)})"
+            for row in differences[which].sort_values("mean", key=lambda v: -abs(v)).itertuples()
+        ]
+        parts += [f"shown to be {what} accurate: {listing(texts)}"] * (len(texts) > 0)
+    rest = differences[~sure]
+    if len(rest):
+        ends = f" (intervals from {signed(rest.low.min())} to {signed(rest.high.max())})"
+        parts.append(f"not shown to differ: {listing([*map(code, rest.index)])}")
+        parts[-1] += ends * int(rest.low.notna().any())
     tested = bool(differences.low.notna().any())
     verdicts = [verdict.verdict for verdict in claims.judge(study)]
-    counts = [f"{verdicts.count(kind)} {kind}" for kind in claims.KINDS if kind in verdicts]
     return {
         "mean": f"{'highest ' * bool(study.best)}mean accuracy",
-        "accuracy": f"{best['mean']:.3f} %"
-        + (f" (95 % interval {interval(best)})" if alone else ""),
+        "accuracy": accuracy,
         "best": listing([*map(code, names)]),
         "baseline": code(study.baseline),
         "confidence": confidence,
         "shown": "; ".join(parts) if tested else "",
         "untested": code(study.baseline) if parts and not tested else "",
-        "verdicts": listing(counts),
+        "verdicts": listing([f"{verdicts.count(k)} {k}" for k in claims.KINDS if k in verdicts]),
     }
 
 
-def _warnings(study: Study) -> dict[str, str]:
-    """What is to be kept in mind: few seeds, and runs that diverged."""
+def _runs(study: Study) -> dict[str, str]:
+    """How many runs there are and how they were trained; few seeds, and runs that diverged."""
+    epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
+    evaluated = "evaluated"
+    if {"epochs", "train_split"} <= study.common.keys():
+        trained = f"{count(study.common['epochs'], 'epoch')} on {code(study.common['train_split'])}"
+        evaluated = f"trained for {trained} and evaluated"
     seeds = study.runs.groupby("variant", sort=False).size()
     single = ", ".join(code(name) for name in seeds.index[seeds == 1])
     few = seeds[seeds > 1].min()
@@ -211,6 +208,11 @@ def _warnings(study: Study) -> dict[str, str]:
         if has_diverged(record)
     ]
     return {
+        "runs": count(len(study.all_runs), "run"),
+        "variants": count(len(study.all_variants), "variant"),
+        "seeds": words.integers(sorted(study.all_runs.seed.unique())),
+        "evaluated": evaluated,
+        "last": str(min(epochs, table.LAST_EPOCHS)) if epochs > 1 else "",
         "single": f": {single}" if single else "",
         "few": f"{few} seeds{of}" if few < FEW_SEEDS else "",
         "diverged": str(len(lost) or ""),
@@ -240,7 +242,7 @@ def _results_rows(study: Study) -> pd.DataFrame:
         },
         study.all_variants,
     ).fillna("")
-    rows.loc[study.best, "accuracy, %"] = [f"**{rows.loc[n, 'accuracy, %']}**" for n in study.best]
+    rows.loc[study.best, "accuracy, %"] = "**" + rows.loc[study.best, "accuracy, %"] + "**"
     unused = ["description"] * (not study.varied)
     unused += ["diverged"] * (len(study.runs) == len(study.all_runs))
     if max(len(record["metrics"]["seconds"]) for record in study.records) == 1:
@@ -257,8 +259,8 @@ def _differences(study: Study) -> dict[str, str]:
         if differences.empty:
             continue
         rows = _estimate_rows(differences.rename(index=code), f"difference to {code(name)}, pp")
-        pairs = table.paired(study.wide, name).values()
-        least = [table.could_show(values, table.LEVEL / len(pairs)) for values in pairs]
+        pairs = table.paired(study.wide, name)
+        least = pairs.apply(table.could_show, level=table.LEVEL / pairs.shape[1])
         rows["could show, pp"] = [f"{value:.3f}".replace("nan", "") for value in least]
         text = _table("variant", rows)
         if name == study.baseline:
@@ -311,11 +313,11 @@ def _errors(study: Study) -> dict[str, str]:
     of_hardest = study.mistakes[study.mistakes.position.isin(hardest.index)]
     by_variant = of_hardest.groupby(["position", "variant"]).said.agg(said).unstack(fill_value="")
     images = pd.DataFrame({
-        "position": [f"{position:,}" for position in hardest.index],
-        "true": [names[c] for c in hardest.true],
-        "wrong": [f"{runs:,}" for runs in hardest.runs],
-        **{code(n): by_variant[n][hardest.index].array for n in study.variants if n in by_variant},
-    }, range(1, 1 + len(hardest)))  # fmt: skip
+        "position": hardest.index.map("{:,}".format),
+        "true": hardest.true.map(names.__getitem__),
+        "wrong": hardest.runs.map("{:,}".format),
+        **{code(name): by_variant[name] for name in study.variants if name in by_variant},
+    }, hardest.index).set_axis(range(1, 1 + len(hardest)))  # fmt: skip
 
     named = claims.CONFUSED_PAIRS if claims.of_original(study) else ()
     pairs = {}
@@ -340,14 +342,14 @@ def _what_was_run(study: Study, command: str) -> dict[str, str]:
     """The settings of the runs, the machines and the versions."""
     common = [code(f"{field}={value}") for field, value in study.common.items() if value != ""]
     machines: dict[str, None] = {}
-    packages: dict[str, dict[str, None]] = {}
-    for record in study.all_records:
-        kind, platform, number = (record["device"][key] for key in ("kind", "platform", "count"))
-        on = f" ({code(platform)})" if platform != kind else ""
-        machines[f"{f'{number} times ' * (number > 1)}{code(kind)}{on}"] = None
-        for package, version in record["packages"].items():
-            packages.setdefault(package, {})[version] = None
-    versions = [code(f"{package} {' or '.join(each)}") for package, each in packages.items()]
+    for device in (record["device"] for record in study.all_records):
+        on = f" ({code(device['platform'])})" * (device["platform"] != device["kind"])
+        times = f"{device['count']} times " * (device["count"] > 1)
+        machines[f"{times}{code(device['kind'])}{on}"] = None
+    packages = pd.DataFrame([record["packages"] for record in study.all_records])
+    versions = [
+        code(f"{name} {' or '.join(packages[name].dropna().unique())}") for name in packages
+    ]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return {
         "common": ", ".join(common),
@@ -361,12 +363,11 @@ def _what_was_run(study: Study, command: str) -> dict[str, str]:
 
 
 def _estimate_rows(estimates: pd.DataFrame, name: str) -> pd.DataFrame:
-    columns = {
+    return pd.DataFrame({
         name: estimates["mean"].map(signed, na_action="ignore"),
         "p": estimates.p.map(words.p_value, na_action="ignore"),
         "95 % interval": _intervals(estimates, signs=True),
-    }
-    return pd.DataFrame(columns).fillna("")
+    }).fillna("")  # fmt: skip
 
 
 def _intervals(estimates: pd.DataFrame, signs: bool = False) -> pd.Series:
