@@ -104,7 +104,7 @@ def build(runs: Sequence[Run]) -> tuple[Job, Progress]:
     """Prepares runs for training.
 
     Args:
-      runs: A group from `folder.group_by_program`.
+      runs: A group from `trainer.groups_to_train`.
 
     Returns:
       The job, and the progress before the first step.
@@ -215,14 +215,13 @@ def training(job: Job, progress: Progress) -> Iterator[Progress]:
         yield progress
 
 
-def evaluate(job: Job, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
+def evaluate(job: Job, state: TrainState) -> list[Evaluation]:
     """Evaluates each run on the validation examples; see `evaluate_replicas`."""
     variables = jax.vmap(inference_variables)(job.hyper, state)
     evaluations = evaluate_replicas(
         job.recipe.model,
         variables,
         job.validation,
-        probabilities=probabilities,
         normalization=job.recipe.normalization,
         mesh=job.mesh,
     )

@@ -73,8 +73,6 @@ def evaluate_replicas(
     variables: dict[str, Any],
     data: Dataset,
     batch_size: int = 200,
-    *,
-    probabilities: bool = False,
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
 ) -> list[Evaluation]:
@@ -85,27 +83,18 @@ def evaluate_replicas(
       variables: As in `predict`.
       data: The examples, best on the devices.
       batch_size: Examples that a replica evaluates at a time on each device along the axis `data`.
-      probabilities: Whether to fetch the probabilities; otherwise they are `[0, classes]`.
       normalization: The constants used in training.
       mesh: The devices.
     """
-    # One program serves both: the probabilities are computed, but stay on the devices.
-    *sums, on_devices = _evaluate(
-        model, variables, data, batch_size, normalization=normalization, mesh=mesh
-    )
-    losses, correct = jax.device_get(sums)
-    replicas, _, _, classes = on_devices.shape
-    shares = np.empty((replicas, 0, classes), np.float32)
-    if probabilities:
-        shares = jax.device_get(on_devices)
+    sums = _evaluate(model, variables, data, batch_size, normalization, mesh)
     n = len(data.labels)
     return [
         Evaluation(
-            loss=float(losses[replica].sum(dtype=np.float64) / n),
-            accuracy=float(correct[replica].sum() / n),
-            probabilities=shares[replica].reshape(-1, shares.shape[-1])[:n],
+            loss=float(losses.sum(dtype=np.float64) / n),
+            accuracy=float(correct.sum() / n),
+            probabilities=shares.reshape(-1, shares.shape[-1])[:n],
         )
-        for replica in range(len(losses))
+        for losses, correct, shares in zip(*jax.device_get(sums), strict=True)
     ]
 
 
@@ -115,7 +104,6 @@ def _evaluate(
     variables: dict[str, Any],
     data: Dataset,
     batch_size: int,
-    *,
     normalization: Normalization,
     mesh: Mesh | None,
 ) -> tuple[Array, Array, Array]:
@@ -160,7 +148,5 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates one network on all of `data`, in batches of `batch_size`."""
     variables = jax.tree.map(lambda v: v[None], variables)
-    (evaluation,) = evaluate_replicas(
-        model, variables, data, batch_size, probabilities=True, normalization=normalization
-    )
+    (evaluation,) = evaluate_replicas(model, variables, data, batch_size, normalization)
     return evaluation

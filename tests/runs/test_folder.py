@@ -1,4 +1,4 @@
-"""What a run is, whose its folder is, and who trains together."""
+"""What a run is, and whose its folder is."""
 
 import json
 import subprocess
@@ -12,7 +12,6 @@ from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import folder
 from jax_mnist.runs.folder import Run, exclusive
-from jax_mnist.training.parts import Overrides
 
 
 def begin(runs):
@@ -148,13 +147,3 @@ def test_seeds_that_were_moved_aside_are_no_replicas(tmp_path):
     begin(folder.replicas("small", config(replicas=2), tmp_path))
     (tmp_path / "seed-0").rename(tmp_path / "seed-0.old-1")
     assert folder.seed_folders(tmp_path, "config.json") == [tmp_path / "seed-1"]
-
-
-def test_runs_of_one_program_are_grouped(tmp_path):
-    fields = [{}, {"seed": 1, "l2": 0.1}, {"ema": 0.0}, {"seed": 2, "rotation": 0.0}, {"epochs": 3}]
-    runs = [Run(f"{i}", config(**f), tmp_path) for i, f in enumerate(fields)]
-    runs += [run._replace(overrides=Overrides(loss=max)) for run in runs[:2]]
-    groups = folder.group_by_program(runs)
-    assert [[run.name for run in group] for group in groups] == [
-        ["0", "1", "3"], ["2"], ["4"], ["0", "1"],
-    ]  # fmt: skip

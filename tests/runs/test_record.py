@@ -262,9 +262,10 @@ def with_array(**changes):
 
 
 SCHEMAS = [
-    ([1], "no schema number"),
-    (changed("schema", None), "no schema number"),
-    (changed("schema", True), "no schema number"),
+    ([1], "schema None"),
+    (changed("schema", None), "schema None"),
+    (changed("schema", "a\nb"), r"schema 'a\\nb'"),
+    (changed("schema", 4.0), "schema is not of type int"),
     (changed("schema", 2), "schema 2, this version of jax_mnist reads schema 4: install"),
     (changed("schema", 2**1000), "schema 107150860, this version .* reads schema 4: install"),
     (changed(SECONDS, dict.fromkeys([0.0, 1.0, 2.0])), FLOATS),
@@ -365,6 +366,7 @@ ATTACKS = {
     "empty file": (b"", NOT_PLAIN),
     "no end": (b"\x80\x03N", NOT_PLAIN),
     "text": (b"hello", NOT_PLAIN),
+    "one long text of many": (dumps(lists(changed(PREDICTION, ["a" * 10**6, *"b" * 39]))), "int32"),
     "references": (pickle.dumps(lists(make()), 3), NOT_PLAIN),
     **{f"protocol {k}": (dumps(lists(make()), k), NOT_PLAIN) for k in (0, 1, 2, 4, 5)},
 }

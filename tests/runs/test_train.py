@@ -19,9 +19,10 @@ from jax_mnist.runs.folder import Run
 from jax_mnist.runs.record import has_diverged, load_record
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.trained import load_variables
-from jax_mnist.runs.trainer import train, train_together
+from jax_mnist.runs.trainer import groups_to_train, train, train_together
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
+from jax_mnist.training.parts import Overrides
 
 
 def ignore(job, progress):
@@ -117,6 +118,14 @@ def test_damaged_variables_are_refused(run, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"variables\.msgpack is damaged or belongs to another"):
         load_variables(tmp_path)
+
+
+def test_runs_of_one_program_are_grouped(tmp_path):
+    fields = [{}, {"seed": 1, "l2": 0.1}, {"ema": 0.0}, {"seed": 2, "rotation": 0.0}, {"epochs": 3}]
+    runs = [Run(f"{i}", config(**f), tmp_path / f"{i}") for i, f in enumerate(fields)]
+    runs += [run._replace(overrides=Overrides(loss=max)) for run in runs[:2]]
+    groups = [[run.name for run in group] for group in groups_to_train(runs)]
+    assert groups == [["0", "1", "3"], ["2"], ["4"], ["0", "1"]]
 
 
 def test_a_run_that_diverges_is_reported_and_leaves_no_weights(tmp_path, capsys):
