@@ -49,11 +49,8 @@ def predict(
     chex.assert_shape(images, (None, 28, 28, 1))
     chex.assert_type(images, jnp.uint8)
 
-    def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
-        def predict_one(variables: dict[str, Any]) -> Array:
-            return _logits(model, normalization, variables, images)
-
-        return over_replicas(predict_one)(variables)
+    def predict_replicas(variables: dict[str, Any], images: Array) -> Any:
+        return over_replicas(functools.partial(_logits, model, normalization, images))(variables)
 
     specs, out = (P(REPLICA), P(DATA)), P(REPLICA, DATA)
     result: Array = spread(mesh, predict_replicas, specs, out)(variables, images)
@@ -61,7 +58,7 @@ def predict(
 
 
 def _logits(
-    model: nn.Module, normalization: Normalization, variables: dict[str, Any], images: Array
+    model: nn.Module, normalization: Normalization, images: Array, variables: dict[str, Any]
 ) -> Array:
     x = normalize(images.astype(jnp.float32) / 255, *normalization)
     logits: Array = model.apply(variables, x, train=False)  # type: ignore[assignment]
@@ -118,7 +115,7 @@ def _evaluate(
     def evaluate_batch(
         variables: dict[str, Any], images: Array, labels: Array
     ) -> tuple[Array, Array, Array]:
-        log_shares = jax.nn.log_softmax(_logits(model, normalization, variables, images))
+        log_shares = jax.nn.log_softmax(_logits(model, normalization, images, variables))
         loss = -jnp.take_along_axis(log_shares, labels[:, None], axis=1)[:, 0]
         return (
             jnp.where(labels >= 0, loss, 0).sum(),

@@ -31,6 +31,9 @@ class StepMetrics(NamedTuple):
     learning_rate: Array | np.ndarray
 
 
+StepResult = tuple[TrainState, StepMetrics]
+
+
 def epoch_order(key: Array, epoch: ArrayLike, examples: int, batch_size: int) -> Array:
     """The order in which an epoch visits the examples: a fresh permutation every epoch.
 
@@ -64,7 +67,7 @@ def _train_step(
     state: TrainState,
     data: Dataset,
     index: ArrayLike,
-) -> tuple[TrainState, StepMetrics]:
+) -> StepResult:
     """One step on the examples `index` of `data`.
 
     Args:
@@ -131,7 +134,7 @@ def train_steps(
     state: TrainState,
     data: Dataset,
     order: ArrayLike,
-) -> tuple[TrainState, StepMetrics]:
+) -> StepResult:
     """Many steps of several replicas, in one program.
 
     Args:
@@ -148,24 +151,15 @@ def train_steps(
     order = jnp.asarray(order)
     chex.assert_rank(order, 3)
     chex.assert_tree_shape_prefix((hyper, state.step), order.shape[:1])
-    step = functools.partial(_train_step, recipe)
+    scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
 
-    def train_replicas(
-        hyper: Hyper, state: TrainState, data: Dataset, order: Array
-    ) -> tuple[TrainState, StepMetrics]:
-        def train_one(
-            hyper: Hyper, state: TrainState, order: Array
-        ) -> tuple[TrainState, StepMetrics]:
-            scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
-
-            def one(state: TrainState, index: Array) -> tuple[TrainState, StepMetrics]:
-                return step(hyper, state, data, index)
-
-            return scan(one, state, order)
+    def train_replicas(hyper: Hyper, state: TrainState, data: Dataset, order: Array) -> StepResult:
+        def train_one(hyper: Hyper, state: TrainState, order: Array) -> StepResult:
+            return scan(lambda s, index: _train_step(recipe, hyper, s, data, index), state, order)
 
         return over_replicas(train_one)(hyper, state, order)
 
     specs = (P(REPLICA), P(REPLICA), P(), P(REPLICA, None, DATA))
     train = spread(recipe.mesh, train_replicas, specs, P(REPLICA))
-    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, order)
+    result: StepResult = train(hyper, state, data, order)
     return result
