@@ -70,8 +70,8 @@ def init_replicas(
       spread over the mesh's axis `replica`.
     """
     hyper = jax.tree.map(lambda *values: np.array(values, np.float32), *hypers)
-    placed = mesh_lib.put(recipe.mesh, (hyper, np.array(seeds)), mesh_lib.REPLICA)
-    return placed[0], _init_all(recipe, *placed)
+    hyper, seeds = mesh_lib.put(recipe.mesh, (hyper, np.array(seeds)), mesh_lib.REPLICA)
+    return hyper, _init_all(recipe, hyper, seeds)
 
 
 def inference_variables(hyper: Hyper, state: TrainState) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def test_only_files_that_a_killed_run_left_half_written_are_removed(tmp_path):
     for name in (*own, *left):
         (tmp_path / name).write_text("")
     with exclusive(Run("small", config(), tmp_path)):
-        found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {*own, "config.json", ".lock"}
+        files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {*own, "config.json", ".lock"}
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):

@@ -78,12 +78,12 @@ def test_a_run_that_crashed_repeats_and_loses_no_epoch(tmp_path):
         if len(progress.epochs) == 3:
             raise RuntimeError
 
-    policy, seen = CheckpointPolicy(every=2), []
+    policy, complete = CheckpointPolicy(every=2), []
     with pytest.raises(RuntimeError):
         train_together([run], crash, policy)
     assert [line["epoch"] for line in lines(run)] == [1, 2, 3]  # the checkpoint is of 2
-    (record,) = train_together([run], lambda _, p: seen.append(len(p.epochs)), policy)
-    assert seen[0] == 2
+    (record,) = train_together([run], lambda _, p: complete.append(len(p.epochs)), policy)
+    assert complete[0] == 2
     assert_shows(run, record["metrics"])
 
     mistakes = rank_mistakes(record, 25)

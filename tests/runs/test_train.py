@@ -172,13 +172,6 @@ def test_more_and_fewer_seeds_of_runs_that_were_cut_off(run, tmp_path, capsys):
     assert_identical(without_times(records[0]), without_times(run[1]))
 
 
-def test_a_run_killed_between_its_last_writes_resumes_at_its_end(run, tmp_path, capsys):
-    workdir = shutil.copytree(run[0], tmp_path / "small")
-    (workdir / "history.pkl").unlink()
-    assert_identical(*train(config(), workdir), run[1])
-    assert "resuming after epoch 2/2" in capsys.readouterr().err
-
-
 def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 2})
     (one,) = folder.replicas("small", config(), tmp_path / "small")
@@ -248,7 +241,6 @@ def test_images_without_contrast_are_refused(inverted, tmp_path):
     ("fields", "message"),
     [
         ({"batch_size": 301}, "config.batch_size must be at most the 300 training examples"),
-        ({"ghost_batch_size": 0}, "config.ghost_batch_size must be at least 1"),
         ({"train_split": "tain"}, "bad split 'tain'"),
         ({"replica_devices": 3, "data_devices": 3}, "needs 9 devices; there are 8"),
     ],
