@@ -61,7 +61,7 @@ def epoch_orders(
     return jax.lax.with_sharding_constraint(orders, sharding)
 
 
-def _train_step(
+def train_step(
     recipe: Recipe,
     hyper: Hyper,
     state: TrainState,
@@ -124,9 +124,6 @@ def _augment(recipe: Recipe, hyper: Hyper, state: TrainState, images: Array) -> 
     return jax.vmap(augment_one)(example_keys(recipe.mesh, key, len(images)), images)
 
 
-train_step = jit(_train_step, static_argnames="recipe")
-
-
 @functools.partial(jit, static_argnames="recipe", donate_argnames="state")
 def train_steps(
     recipe: Recipe,
@@ -155,7 +152,7 @@ def train_steps(
 
     def train_replicas(hyper: Hyper, state: TrainState, data: Dataset, order: Array) -> StepResult:
         def train_one(hyper: Hyper, state: TrainState, order: Array) -> StepResult:
-            return scan(lambda s, index: _train_step(recipe, hyper, s, data, index), state, order)
+            return scan(lambda s, index: train_step(recipe, hyper, s, data, index), state, order)
 
         return over_replicas(train_one)(hyper, state, order)
 
