@@ -11,13 +11,13 @@ CSV file and its options:
 
 import csv
 import re
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from jax_mnist import config
 from jax_mnist.analysis import table
+from jax_mnist.analysis.words import number
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -55,14 +55,6 @@ def read(path: str) -> pd.DataFrame:
 
 
 # Cells.
-
-
-def number(value: float, digits: int = 3, sign: str = "") -> str:
-    """A number that is rounded half away from zero, so that its last bit does not matter."""
-    if np.isnan(value):
-        return ""
-    exact = Decimal(f"{value:.9f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0
-    return f"{exact:{sign if exact else ''}}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(estimate: pd.Series, digits: int = 3, sign: str = "") -> str:
@@ -163,7 +155,15 @@ def cells(path: str) -> list[list[str]]:
     return [*csv.reader((DOCS / path).open(newline=""))]
 
 
-TABLES = {"answer": answer, "variants": variants, "claims": claims, "cells": cells}
+def fields() -> list[list[str]]:
+    """The fields of a config, from the table that defines them."""
+    titles, _, *rows = (line.strip("| ").split(" | ") for line in config.table().splitlines())
+    return [titles, *rows]
+
+
+TABLES = {
+    "answer": answer, "variants": variants, "claims": claims, "cells": cells, "fields": fields
+}  # fmt: skip
 
 if __name__ == "__main__":
     for page in PAGES:

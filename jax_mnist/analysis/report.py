@@ -21,7 +21,7 @@ from markdown import Markdown
 
 from jax_mnist.analysis import claims, figures, table, words
 from jax_mnist.analysis.study import Study, field_name
-from jax_mnist.analysis.words import code, count, escape, interval, listing, signed
+from jax_mnist.analysis.words import code, count, escape, interval, listing, number, signed
 from jax_mnist.files import PathLike, write_atomically
 from jax_mnist.runs.record import Record, has_diverged
 
@@ -156,7 +156,7 @@ def _answer(study: Study) -> dict[str, str]:
     """What is shown to differ, by how much and at which confidence, and what is not."""
     names, differences = study.best or study.variants, study.differences
     best = study.accuracies.loc[names[0]]
-    accuracy = f"{best['mean']:.3f} %"
+    accuracy = f"{number(best['mean'])} %"
     if len(names) == 1 and math.isfinite(best.low):
         accuracy += f" (95 % interval {interval(best)})"
     confidence = f"{100 - 100 * table.LEVEL:.0f} % confidence"
@@ -229,15 +229,15 @@ def _results_rows(study: Study) -> pd.DataFrame:
     lost = study.all_runs.groupby("variant").diverged.agg(["sum", "size"]).astype(str)
     rows = pd.DataFrame(
         {
-            "accuracy, %": study.accuracies["mean"].map("{:.3f}".format),
+            "accuracy, %": study.accuracies["mean"].map(number),
             "95 % interval": _intervals(study.accuracies),
             "description": pd.Series({name: study.describe(name) for name in study.all_variants}),
-            "errors": means.errors.map("{:.1f}".format),
-            "best seed": of_variant.accuracy_percent.max().map("{:.2f}".format),
-            "worst seed": of_variant.accuracy_percent.min().map("{:.2f}".format),
-            "spread, pp": means.spread_pp.map("{:.3f}".format),
-            "largest drop, pp": means.largest_drop_pp.map("{:.2f}".format),
-            "seconds": means.seconds.map("{:.0f}".format),
+            "errors": means.errors.apply(number, digits=1),
+            "best seed": of_variant.accuracy_percent.max().apply(number, digits=2),
+            "worst seed": of_variant.accuracy_percent.min().apply(number, digits=2),
+            "spread, pp": means.spread_pp.map(number),
+            "largest drop, pp": means.largest_drop_pp.apply(number, digits=2),
+            "seconds": means.seconds.apply(number, digits=0),
             "diverged": lost["sum"] + " of " + lost["size"],
         },
         study.all_variants,
@@ -261,7 +261,7 @@ def _differences(study: Study) -> dict[str, str]:
         rows = _estimate_rows(differences.rename(index=code), f"difference to {code(name)}, pp")
         pairs = table.paired(study.wide, name)
         least = pairs.apply(table.could_show, level=table.LEVEL / pairs.shape[1])
-        rows["could show, pp"] = [f"{value:.3f}".replace("nan", "") for value in least]
+        rows["could show, pp"] = [*map(number, least)]
         text = _table("variant", rows)
         if name == study.baseline:
             text += "\n\n![The differences with their intervals](differences.png)"
