@@ -54,7 +54,9 @@ _LABELS = {"accuracy": "accuracy (%), stretched towards 100", "loss": "cross-ent
 
 
 @matplotlib.rc_context(STYLE)
-def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
+def curves(
+    records: Sequence[Record], metric: str, images: str = "", narrow: bool = False
+) -> Figure:
     """Draws a validation metric over epochs, with a panel for each variant.
 
     A panel shows the mean over seeds, with its last value; up to `FEW_SEEDS` seeds as thin lines,
@@ -66,13 +68,15 @@ def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
       metric: `"accuracy"` or `"loss"`. The axis of accuracies is logarithmic in the error, which
         separates 99.4 from 99.5 % in the same picture as the first epoch's 90 %.
       images: What the runs were validated on, for the title.
+      narrow: Whether the figure is for a phone: two panels beside each other rather than four.
     """
     groups = by_name(records)
     heights = [_heights(runs, metric) for runs in groups.values()]
-    columns = min(4, len(groups))
+    columns = min(2 if narrow else 4, len(groups))
     rows = math.ceil(len(groups) / columns)
     height = 2.2 * rows if rows > 1 else 3.5
-    figure = Figure(figsize=(8, 1.2 + height), layout="constrained")
+    width = 4.4 if narrow else 8
+    figure = Figure(figsize=(width, 1.2 + height), layout="constrained")
     figure.suptitle(f"Validation {metric}{f' on {shorten(images, 48)}' * bool(images)}")
     figure.supylabel(_LABELS[metric], fontsize=11)
     panels = [*figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat]
@@ -95,7 +99,11 @@ def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
         axes.set_axis_off()
     if len(legend) > 1:
         figure.legend(
-            [*legend.values()], [*legend], loc="outside lower center", ncols=3, fontsize=9
+            [*legend.values()],
+            [*legend],
+            loc="outside lower center",
+            ncols=1 if narrow else 3,
+            fontsize=9,
         )
     return figure
 

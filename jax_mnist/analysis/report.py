@@ -62,7 +62,13 @@ def write(
     others = {name: Study(runs) for name, runs in (compare_claims_with or {}).items()}
     text = markdown(study, command, note, others)
     files = {name: figures.png(figure) for name, figure in figures.of_study(study).items()}
-    page = to_html(text, files)
+    narrow = {
+        f"{metric}.png": figures.png(
+            figures.curves(study.records, metric, words.plain(study.images), narrow=True)
+        )
+        for metric in ("accuracy", "loss")
+    }
+    page = to_html(text, files, narrow)
     files["results.csv"] = table.to_csv(study.all_runs).encode()
     files["epochs.csv"] = table.to_csv(table.epochs(study.all_records)).encode()
     files |= {"report.md": text.encode(), "report.html": page.encode()}
@@ -387,21 +393,25 @@ def _details(summary: str, text: str, attributes: str = "") -> str:
 # The page.
 
 
-def to_html(text: str, pictures: Mapping[str, bytes]) -> str:
+def to_html(text: str, pictures: Mapping[str, bytes], narrow: Mapping[str, bytes]) -> str:
     """Returns a report in Markdown as an HTML page that needs no other file.
 
     Args:
       text: What `markdown` returned. Its texts from strangers are escaped.
       pictures: The PNG files that it names. In the page they open large.
+      narrow: What takes the place of some of them on a phone.
     """
     text = text.replace("<details", '<details markdown="1"')
     body = Markdown(extensions=["fenced_code", "md_in_html", "tables", "toc"]).convert(text)
     for name, data in pictures.items():
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        body = body.replace(f'src="{name}"', f'class="{Path(name).stem}" src="{source}"')
-    body = re.sub(
-        "<p>(<img [^>]*>)</p>", r'<details class="figure"><summary>\1</summary></details>', body
-    )
+        image = f'class="{Path(name).stem}" src="{_data_url(data)}"'
+        body = body.replace(f'src="{name}"', image)
+        if name in narrow:
+            source = f'<source media="(max-width: 48rem)" srcset="{_data_url(narrow[name])}">'
+            image = f"<img [^>]*{re.escape(image)}[^>]*>"
+            body = re.sub(image, rf"<picture>{source}\g<0></picture>", body)
+    figure = "<p>((?:<picture>.*?)?<img [^>]*>(?:</picture>)?)</p>"
+    body = re.sub(figure, r'<details class="figure"><summary>\1</summary></details>', body)
     body = re.sub("<table>.*?</table>", r'<div class="table">\g<0></div>', body, flags=re.DOTALL)
     body = re.sub(
         r" (to|of) (?=[+\N{MINUS SIGN}\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", body
@@ -411,3 +421,7 @@ def to_html(text: str, pictures: Mapping[str, bytes]) -> str:
     script = frame.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(frame).substitute(title=title, body=body, digest=digest)
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
