@@ -131,7 +131,7 @@ def remove_labels(folder):
             lambda folder: (folder / "test").rename(folder / ".test"),
             "bad split 'test': the splits are train, not 'test'",
         ),
-        (remove_labels, "nor pictures: name a folder of IDX files, or one with pictures as SPLIT/"),
+        (remove_labels, "neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz, nor pict"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(folder, tmp_path, damage, message):
