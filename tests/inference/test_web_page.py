@@ -92,7 +92,6 @@ def check_that_the_drawing_is_placed(page, image):
 
 DRAWINGS = [
     SEVEN,
-    [[(0.5, 0.1), (0.52, 0.9)]],
     [[(0.45, 0.55), (0.55, 0.6)]],
     [[(0.02, 0.3), (0.9, 0.31), (0.7, 0.99)]],  # over the edges
     [*SEVEN, [(0.95, 0.95)]],  # with a dot far away
