@@ -156,10 +156,7 @@ def without_a_home(tmp_path, patch):
 @pytest.mark.parametrize(
     ("obstacle", "message"),
     [
-        (
-            is_a_file,
-            r"cannot prepare .* in .* \((Not a directory|File exists)\): as data_dir, name",
-        ),
+        (is_a_file, r"cannot prepare .* in .*/data \(Not a directory\): as data_dir, name a"),
         (without_tfds, "cannot prepare .*, since tensorflow-datasets cannot be imported .*: rein"),
         (without_a_home, r"cannot prepare .* in /dev/null/~.* \(Not a directory\): as data_dir"),
     ],

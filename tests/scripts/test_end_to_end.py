@@ -113,8 +113,8 @@ def test_a_study_that_is_stopped_saves_and_resumes(tmp_path):
 def test_a_study_that_loses_a_worker_says_so(tmp_path):
     process = start_study(tmp_path, "--seeds=2")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-    os.kill(int(found[0]), signal.SIGKILL)
+    worker = next(c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     assert "a worker process was killed" in errors.splitlines()[-1]
@@ -128,32 +128,29 @@ def test_a_sweep_ranks_on_held_out_training_images(tmp_path):
         path = own / f"train-{name}-ubyte.gz"
         data = gzip.decompress(path.read_bytes())[: header + 10_300 * size]
         path.write_bytes(gzip.compress(data[:4] + (10_300).to_bytes(4, "big") + data[8:], 1))
-    arguments = ["--replicas=2", "--config.epochs=1", "--config.dataset=own"]
-    swept = script("sweep.py", "--vary", "l2=1e-4,10", "l2", *arguments, cwd=tmp_path)
+    arguments = ["--vary", "l2=1e-4,10", "l2", "--config.epochs=1", "--config.dataset=own"]
+    swept = script("sweep.py", *arguments, cwd=tmp_path)
     *_, title, first, second, last = swept.stdout.splitlines()
-    assert title == "mean accuracy (lowest to highest) on train[-10000:], 2 seeds each"
+    assert title == "mean accuracy on train[-10000:], 1 seed each"
     folder = tmp_path / "runs" / "sweep_l2"
     assert "runs/sweep_l2/ranking.csv" in last and "runs/sweep_l2/results.csv" in last
     for line, name in ((first, "l2=0.0001"), (second, "l2=10.0")):
-        mean = np.mean(accuracies(*folder.glob(f"{name}/*/history.pkl")))
-        assert line.startswith(f"{mean:.3f} % (") and line.endswith(f")  {name}")
+        (accuracy,) = accuracies(*folder.glob(f"{name}/*/history.pkl"))
+        assert line == f"{accuracy:.3f} %  {name}"
     with open(folder / "ranking.csv", newline="") as file:
         assert [row["combination"] for row in csv.DictReader(file)] == ["l2=0.0001", "l2=10.0"]
-    config = load_record(folder / "l2=10.0" / "seed-1" / "history.pkl")["config"]
+    config = load_record(folder / "l2=10.0" / "seed-0" / "history.pkl")["config"]
     assert config["train_split"] == "train[:-10000]"
 
 
 BAD = {
     "train.py gbn": {
         "--config.epocs=3": "did you mean 'epochs'?",
-        "--config.epochs=2.5": "config.epochs must be of type int; got '2.5'",
-        "--config.ghost_batch_size=0": "config.ghost_batch_size must be at least 1",
         "surplus": "name one config or its file: got",
     },
     "train.py": {"--config=nowhere.py": "nowhere.py", "": "name one config or its file: such as"},
     "study.py": {
         "nowhere.py": "nowhere.py",
-        "--config.epochs=0": "config.epochs must be at least 1",
         "--seeds=0": "seeds",
         "--compare_claims_with=nowhere": "--compare_claims_with=nowhere holds no finished runs",
         "--baseline=none": "--baseline=none must be one of the variants: bn, l1,",
@@ -165,7 +162,6 @@ BAD = {
         "--vary=l2=0 --config.train_split=train": "train_split alone is not enough",
         "--vary=l2=0 --config.validation_split=test": "split alone is not enough",
         "--vary=validation_split=test,train": "ranks by the same images",
-        "--vary=dataset=mnist,kmnist": "ranks by the same images",
         "--vary=train_split=train": "--vary train_split: give",
     },
     "plot.py": {"": "name the folders of one or more runs, or their history.pkl"},
