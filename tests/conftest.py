@@ -9,6 +9,7 @@ import jax
 import jax.experimental
 import pytest
 import tiny
+from forked_scripts import ForkedScripts
 
 chex.set_n_cpu_devices(8)
 if not hasattr(jax, "enable_x64"):  # before JAX 0.8
@@ -50,6 +51,13 @@ def in_float64():
 def browser():
     with browser_lib.chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    """Runs scripts as a user would."""
+    with ForkedScripts() as scripts:
+        yield scripts
 
 
 @pytest.fixture(scope="session")
