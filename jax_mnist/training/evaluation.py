@@ -3,7 +3,6 @@
 import functools
 from typing import Any, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import jit
+from jax_mnist.training.arrays import check
 from jax_mnist.training.augment import MNIST, Normalization, normalize
 from jax_mnist.training.mesh import DATA, REPLICA, over_replicas, size, spread
 
@@ -46,8 +46,7 @@ def predict(
     Returns:
       float32 `[replicas, batch, 10]`.
     """
-    chex.assert_shape(images, (None, 28, 28, 1))
-    chex.assert_type(images, jnp.uint8)
+    check("images", images, (None, 28, 28, 1), "uint8")
 
     def predict_replicas(variables: dict[str, Any], images: Array) -> Any:
         return over_replicas(functools.partial(_logits, model, normalization, images))(variables)

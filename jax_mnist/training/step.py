@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from jax.typing import ArrayLike
 from jax_mnist.data.datasets import Dataset
 from jax_mnist.nn.xla import jit
 from jax_mnist.training import augment, packing
+from jax_mnist.training.arrays import check
 from jax_mnist.training.mesh import DATA, REPLICA, example_keys, over_replicas, size, spread
 from jax_mnist.training.objective import Batch, gradient
 from jax_mnist.training.recipe import Hyper, Recipe, make_optimizer, make_schedule
@@ -81,10 +81,10 @@ def train_step(
       The state after the step, and the step's metrics, which are scalars.
     """
     index = jnp.asarray(index)
-    chex.assert_shape(data.images, (None, 28, 28, 1))
-    chex.assert_equal_shape_prefix((data.images, data.labels), 1)
-    chex.assert_type([data.images, data.labels, index], [jnp.uint8, jnp.int32, jnp.int32])
-    chex.assert_rank([index, state.step], [1, 0])
+    check("images", data.images, (None, 28, 28, 1), "uint8")
+    check("labels", data.labels, data.images.shape[:1], "int32")
+    check("index", index, (None,), "int32")
+    check("state.step", state.step, ())
     images = _augment(recipe, hyper, state, jnp.asarray(data.images)[index])
     labels = jnp.asarray(data.labels)[index]
     grads, loss, logits, batch_stats = gradient(recipe, hyper, state, Batch(images, labels))
@@ -146,8 +146,9 @@ def train_steps(
       The states after the last step, and the metrics, each `[replicas, steps]`.
     """
     order = jnp.asarray(order)
-    chex.assert_rank(order, 3)
-    chex.assert_tree_shape_prefix((hyper, state.step), order.shape[:1])
+    check("order", order, (None, None, None))
+    for name, value in {**hyper, "state.step": state.step}.items():
+        check(name, value, order.shape[:1])
     scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
 
     def train_replicas(hyper: Hyper, state: TrainState, data: Dataset, order: Array) -> StepResult:
