@@ -120,7 +120,8 @@ def test_the_commands_of_a_page_parse(page, user_folder):
             case ["python", "-m", "pip", "install", "-e", what]:
                 assert what == "." or what[2:-1] in PROJECT["optional-dependencies"], line
             case ["python", "-m", "pytest" as tool] | [("ruff" | "mypy") as tool, *_]:
-                assert tool in PROJECT["optional-dependencies"]["test"], line
+                packages = PROJECT["optional-dependencies"]["test"]
+                assert any(package.startswith(f"{tool}>=") for package in packages), line
             case ["bash", script, *_]:
                 assert (ROOT / script).exists(), line
             case _:
