@@ -27,7 +27,7 @@ from jax_mnist.training.state import TrainState, inference_variables, init_repli
 from jax_mnist.training.step import StepMetrics, epoch_orders, train_steps
 
 # Of all replicas together: about a second, so that the progress bar moves, and that a stop is soon.
-# That of a GPU is an estimate for an old one, a T4, from the bytes that a step moves: 2 to 3 ms a
+# That of a GPU is an estimate for an old one, a T4, from the bytes that a step moves: 1 to 3 ms a
 # step of a replica. To a faster one, calls that are shorter cost a millisecond or two each.
 MAX_STEPS_PER_CALL = {"cpu": 30, "gpu": 480}
 

@@ -21,7 +21,7 @@ def small(tmp_path, monkeypatch):
     idx_files.write_source(served)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=[0.01])
+    thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}/"
     idx_files.shrink_kmnist(monkeypatch, served, url)
