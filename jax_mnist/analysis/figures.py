@@ -57,7 +57,7 @@ class Figure(_Figure):
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
         drawn = base64.b64encode(png(self)).decode()
-        return {"image/png": drawn}, {"image/png": {"width": 800}}
+        return {"image/png": drawn}, {"image/png": {"width": round(100 * self.get_figwidth())}}
 
 
 # Curves: of one run, of several, of a study.
