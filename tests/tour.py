@@ -1,8 +1,8 @@
 """Executes docs/tour.ipynb, the notebook for students.
 
-python tests/tour.py --write      # after a change of its cells: executes it and keeps its outputs
+python tests/tour.py --write      # after a change of its code: executes it and keeps its outputs
 
-The notebook holds a digest of the cells that its outputs are of. The address of the repository,
+The notebook holds a digest of the code that its outputs are of. The address of the repository,
 which it needs on Colab, is that of pyproject.toml.
 """
 
@@ -34,7 +34,7 @@ def read():
 
 
 def digest(notebook):
-    sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
