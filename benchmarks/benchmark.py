@@ -13,7 +13,6 @@ the process to the end of the first steps, with nothing compiled before and with
 first run; the most memory of a process; the accuracy after the last epoch.
 """
 
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -21,21 +20,23 @@ import multiprocessing
 import os
 import resource
 import shutil
-import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from terminal import parser, print_csv, say, whole
 
 BATCH = 128
+COLUMNS = ("seconds", "accuracy", "megabytes")  # of an epoch: in per cent, the most until then
 
 
 # The programs. Each is a function of the arrays of MNIST (None if it loads its own) and the number
-# of training steps in an epoch. It returns two functions: `first_step()`, which takes one step
-# (ours those of one call), and `epoch()`, which trains, evaluates and returns the accuracy.
+# of training steps in an epoch. It returns two functions: the first takes one step (ours those of
+# one call), the second trains an epoch, evaluates and returns the accuracy.
 
 
 def ours(**options):
@@ -64,9 +65,7 @@ PROGRAMS = {
     "torch, DataLoader": peer("torch_loader"),
 }
 REPLICAS = {}
-if shutil.which(
-    "nvidia-smi"
-):  # where replicas train at once, and where cuDNN could convolve instead of us
+if shutil.which("nvidia-smi"):  # where replicas train at once, and cuDNN could convolve
     for replicas, xla_convolutions in ((1, True), (32, True), (32, False), (160, False)):
         name = f"jax_mnist, bn, replicas: {replicas}" + ", cuDNN" * xla_convolutions
         PROGRAMS[name] = ours(replicas=replicas, xla_convolutions=xla_convolutions)
@@ -87,101 +86,88 @@ def peak_megabytes(name):
     return on_gpu / 1e6 or sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1e3
 
 
-def work(connection, name, steps, data_file, core):
-    """A process of a program: takes the first step, then an epoch for each message."""
-    if core is not None:  # before anything counts the cores
-        os.sched_setaffinity(0, {core})
+# What the process of a program is told to do.
+
+
+@functools.cache
+def prepared(name, steps, data_file):
+    """The two functions of a program."""
     sys.stdout = sys.stderr  # the table alone goes to standard output
     data = dict(np.load(data_file)) if name.startswith("torch") else None
-    first_step, epoch = PROGRAMS[name](data, steps)
-    first_step()
-    connection.send(None)
-    with contextlib.suppress(EOFError):  # the end of the benchmark
-        while True:
-            connection.recv()
-            start = time.perf_counter()
-            accuracy = epoch()
-            seconds = time.perf_counter() - start
-            connection.send((seconds, peak_megabytes(name), 100 * accuracy))
+    return PROGRAMS[name](data, steps)
+
+
+def first_step(*program):
+    prepared(*program)[0]()
+
+
+def epoch(*program):
+    """Trains an epoch and returns what `COLUMNS` says."""
+    start = time.perf_counter()
+    accuracy = prepared(*program)[1]()
+    return time.perf_counter() - start, 100 * accuracy, peak_megabytes(program[0])
 
 
 class Team:
     """The processes of a program, which work at the same time: one, or one on each core."""
 
-    def __init__(self, name, steps, data_file, cores):
-        say(f"starting {name}")
-        self.name, self.members = name, []
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, *program, cores):
+        say(f"starting {program[0]}")
+        spawn = multiprocessing.get_context("spawn")
+        self.program, self.processes = program, []
+        for core in cores:  # to be set before anything counts the cores
+            pin = () if core is None else (os.sched_setaffinity, (0, {core}))
+            self.processes.append(ProcessPoolExecutor(1, spawn, *pin))
         start = time.perf_counter()
-        for core in cores:
-            connection, of_process = context.Pipe()
-            process = context.Process(target=work, args=(of_process, name, steps, data_file, core))
-            process.start()
-            of_process.close()
-            self.members.append((process, connection))
-        self._answers()
+        self.do(first_step)
         self.first_step = time.perf_counter() - start
 
-    def epoch(self):
-        """The largest seconds and megabytes, and an accuracy."""
-        for _, connection in self.members:
-            connection.send(None)
-        return [max(values) for values in zip(*self._answers(), strict=True)]
+    def do(self, function):
+        """The results of all processes."""
+        results = [process.submit(function, *self.program) for process in self.processes]
+        try:
+            return [result.result() for result in results]
+        except Exception as error:
+            error.add_note(f"The program that failed is {self.program[0]!r}.")
+            raise
 
     def close(self):
-        for process, connection in self.members:
-            connection.close()
-            process.join()
-
-    def _answers(self):
-        try:
-            return [connection.recv() for _, connection in self.members]
-        except EOFError:
-            for process in multiprocessing.active_children():  # they wait for messages
-                process.terminate()
-            raise SystemExit(f"benchmark.py: {self.name} failed; its error is above") from None
+        """Ends the processes, and returns the seconds of their first step."""
+        for process in self.processes:
+            process.shutdown()
+        return self.first_step
 
 
 def measure(names, steps, rounds, data_file, cores):
-    """The seconds of each program's first step, of that of its second run, and its epochs."""
-    start = functools.partial(Team, steps=steps, data_file=data_file, cores=cores)
-    teams = {name: start(name) for name in names}
+    """The seconds of each program's first step and of its second run's, and its epochs' numbers."""
+    teams = {name: Team(name, steps, data_file, cores=cores) for name in names}
     epochs = {name: [] for name in names}
     for number in range(rounds + 1):
         say(f"round {number} of {rounds}" if number else "warming up")
         for name, team in teams.items():
-            epochs[name].append(team.epoch())
-    for team in teams.values():
-        team.close()
-    second_runs = {}
-    for name in names:
-        team = start(name)
-        second_runs[name] = team.first_step
-        team.close()
-    return {n: (teams[n].first_step, second_runs[n], epochs[n][1:]) for n in names}
+            epochs[name].append(np.max(team.do(epoch), axis=0))
+    first_steps = {name: team.close() for name, team in teams.items()}
+    second_runs = {name: Team(name, steps, data_file, cores=cores).close() for name in names}
+    return first_steps, second_runs, {name: epochs[name][1:] for name in names}
 
 
-def table(measured, images):
-    """The rows of the table, of what `measure` returns and of the images in an epoch."""
-    times = {name: [epoch[0] for epoch in epochs] for name, (_, _, epochs) in measured.items()}
-    reference = next(iter(times.values()))
-    rows = []
-    for name, (first_step, second_run, epochs) in measured.items():
-        seconds = statistics.median(times[name])
-        ratios = [a / b for a, b in zip(times[name], reference, strict=True)]
-        rows.append({
-            "program": name,
-            "seconds": seconds,
-            "fastest": min(times[name]),
-            "slowest": max(times[name]),
-            "images_per_second": round(images * REPLICAS.get(name, 1) / seconds),
-            "relative_time": statistics.median(ratios),
-            "first_step_seconds": first_step,
-            "second_run_seconds": second_run,
-            "megabytes": round(epochs[-1][1]),
-            "accuracy_percent": epochs[-1][2],
-        })  # fmt: skip
-    return rows
+def table(first_steps, second_runs, epochs, images):
+    """The table, of what `measure` returns and of the images in an epoch."""
+    epochs = {name: pd.DataFrame(rows, columns=COLUMNS) for name, rows in epochs.items()}
+    epochs = pd.concat(epochs, axis="columns").swaplevel(axis="columns")
+    seconds, last = epochs["seconds"], epochs.iloc[-1]
+    replicas = pd.Series({name: REPLICAS.get(name, 1) for name in seconds})
+    return pd.DataFrame({
+        "seconds": seconds.median(),
+        "fastest": seconds.min(),
+        "slowest": seconds.max(),
+        "images_per_second": (images * replicas / seconds.median()).round().astype(int),
+        "relative_time": seconds.div(seconds.iloc[:, 0], axis="index").median(),
+        "first_step_seconds": first_steps,
+        "second_run_seconds": second_runs,
+        "megabytes": last["megabytes"].round().astype(int),
+        "accuracy_percent": last["accuracy"],
+    }).rename_axis("program").reset_index()  # fmt: skip
 
 
 def main():
@@ -209,7 +195,7 @@ def main():
         if arguments.study:
             os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads
         measured = measure(names, arguments.steps, arguments.rounds, data_file, cores)
-    print_csv(table(measured, arguments.steps * BATCH * len(cores)))
+    print_csv(table(*measured, arguments.steps * BATCH * len(cores)))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ megabytes of temporary memory.
 """
 
 import functools
-import statistics
+import itertools
 import timeit
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from terminal import parser, print_csv, say, whole
 
 from jax_mnist import GhostBatchNorm
@@ -95,11 +96,12 @@ def measure(ways, shape, dtype, rounds):
             ratios[name].append(times[name][-1] / before)
     rows = []
     for name, (_, megabytes) in programs.items():
-        row = {"input": f"{list(shape)} {dtype}", "layer": name}
-        row["milliseconds"] = 1e3 * statistics.median(times[name])
-        quartiles = statistics.quantiles(ratios[name], method="inclusive")
-        row |= zip(("low", "relative_time", "high"), quartiles, strict=True)
-        rows.append(row | {"megabytes": megabytes})
+        low, middle, high = np.quantile(ratios[name], (0.25, 0.5, 0.75))
+        rows.append({
+            "input": f"{list(shape)} {dtype}", "layer": name,
+            "milliseconds": 1e3 * np.median(times[name]),
+            "low": low, "relative_time": middle, "high": high, "megabytes": megabytes,
+        })  # fmt: skip
     return rows
 
 
@@ -108,10 +110,9 @@ def main():
     flags.add_argument("--rounds", type=whole(2), default=9, help="rounds (9)")
     rounds = flags.parse_args().rounds
     rows = []
-    for shape in SHAPES:
-        for dtype in DTYPES:
-            say(f"{list(shape)} {dtype}")
-            rows += measure(WAYS, shape, dtype, rounds)
+    for shape, dtype in itertools.product(SHAPES, DTYPES):
+        say(f"{list(shape)} {dtype}")
+        rows += measure(WAYS, shape, dtype, rounds)
     print_csv(rows)
 
 

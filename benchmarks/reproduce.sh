@@ -93,7 +93,6 @@ resuming() {
 take_step() {
     local plain=(--config.schedule=constant --config.nesterov=False --config.epochs=25)
     case $step in
-        choice) choice ;;
         study) run study study --seeds=10 ;;
         plain_rate)
             run sweep plain_rate bn --vary learning_rate=0.01,0.03,0.1 --replicas=3 "${plain[@]}"
@@ -112,7 +111,6 @@ take_step() {
             ;;
         epochs) run sweep epochs warped --vary epochs=25,60 --replicas=3 ;;
         recipes) run study recipes warped best --seeds=10 ;;
-        fast) fast ;;
         fashion)
             run study fashion bn l2 gbn --seeds=3 --config.epochs=10 --config.dataset="$fashion"
             ;;
@@ -120,7 +118,7 @@ take_step() {
         benchmark) python benchmarks/benchmark.py ;;
         cores) python benchmarks/benchmark.py --study --rounds=3 --steps=156 ;;
         layer) python benchmarks/layer.py ;;
-        resuming) resuming ;;
+        *) "$step" ;; # the name of a function
     esac
 }
 

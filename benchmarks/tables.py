@@ -11,13 +11,13 @@ CSV file and its options:
 
 import csv
 import re
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from jax_mnist import config
 from jax_mnist.analysis import table
+from jax_mnist.analysis.words import number
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -40,8 +40,8 @@ def rewritten(page: Path) -> str:
 
     def make(match: re.Match[str]) -> str:
         name, *words = match[2].split()
-        options = dict(word.split("=", 1) for word in words if "=" in word)
-        titles, *rows = TABLES[name](*(word for word in words if "=" not in word), **options)
+        path, options = words[:1], dict(word.split("=", 1) for word in words[1:])
+        titles, *rows = TABLES[name](*path, **options)
         lines = [titles, ["---"] * len(titles), *rows]
         texts = (" ".join(["|", *(f"{cell} |".lstrip() for cell in line)]) for line in lines)
         return match[1] + "\n".join(texts) + "\n" + match[3]
@@ -55,14 +55,6 @@ def read(path: str) -> pd.DataFrame:
 
 
 # Cells.
-
-
-def number(value: float, digits: int = 3, sign: str = "") -> str:
-    """A number that is rounded half away from zero, so that its last bit does not matter."""
-    if np.isnan(value):
-        return ""
-    exact = Decimal(f"{value:.9f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0
-    return f"{exact:{sign if exact else ''}}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(estimate: pd.Series, digits: int = 3, sign: str = "") -> str:
@@ -129,15 +121,16 @@ def variants(path: str, baseline: str, more: str = "") -> list[list[str]]:
     runs = read(path)
     wide = table.by_seed(runs)
     accuracies, differences = table.accuracies(runs), table.differences(wide, baseline)
-    lines = [["variant", "accuracy, %", "95 % interval"]]
-    lines[0] += [f"difference to `{baseline}`, pp", "95 % interval", "p"]
+    titles = ["variant", "accuracy, %", "95 % interval"]
+    lines = [[*titles, f"difference to `{baseline}`, pp", "95 % interval", "p"]]
     for name, accuracy in accuracies.iterrows():
         compared = difference(differences.loc[name]) if name in differences.index else [""] * 3
         lines.append([f"`{name}`", number(accuracy["mean"]), interval(accuracy), *compared])
 
     # More columns, each a number of the runs of a variant.
-    level, pairs = table.LEVEL / len(differences), table.paired(wide, baseline)
-    runs["shown_pp"] = runs.variant.map({n: table.could_show(pairs[n], level) for n in pairs})
+    pairs = table.paired(wide, baseline)
+    shown = pairs.apply(table.could_show, level=table.LEVEL / len(differences))
+    runs["shown_pp"] = runs.variant.map(shown)
     for title, column, function, digits in (MORE[option] for option in more.split(",") if option):
         values = runs.groupby("variant")[column].agg(function)
         lines[0].append(title)
@@ -162,7 +155,15 @@ def cells(path: str) -> list[list[str]]:
     return [*csv.reader((DOCS / path).open(newline=""))]
 
 
-TABLES = {"answer": answer, "variants": variants, "claims": claims, "cells": cells}
+def fields() -> list[list[str]]:
+    """The fields of a config, from the table that defines them."""
+    titles, _, *rows = (line.strip("| ").split(" | ") for line in config.table().splitlines())
+    return [titles, *rows]
+
+
+TABLES = {
+    "answer": answer, "variants": variants, "claims": claims, "cells": cells, "fields": fields
+}  # fmt: skip
 
 if __name__ == "__main__":
     for page in PAGES:

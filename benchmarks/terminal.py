@@ -1,8 +1,9 @@
 """The arguments and the output that the benchmarks share."""
 
 import argparse
-import csv
 import sys
+
+import pandas as pd
 
 
 def parser(description):
@@ -31,8 +32,5 @@ def say(text):
 
 
 def print_csv(rows):
-    """Prints dicts with the same keys as CSV, floats with four digits."""
-    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()})
+    """Prints a table or dicts with the same keys as CSV, floats with four digits."""
+    print(pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"), end="")

@@ -272,7 +272,7 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def plain_table(columns: int = 80) -> str:
+def plain_table() -> str:
     """The fields as plain text, for the scripts' help: defaults, meanings, units, choices."""
     lines = []
     for field in FIELDS:
@@ -280,7 +280,7 @@ def plain_table(columns: int = 80) -> str:
         if field.allowed and not isinstance(field.allowed, Range):
             notes = ", ".join(field.allowed)
         meaning = f"{field.meaning} ({notes})" if notes else field.meaning
-        first, *more = textwrap.wrap(meaning, columns - 28)
+        first, *more = textwrap.wrap(meaning, 52)
         lines += [f"{default:26}  {first}", *(f"{'':28}{line}" for line in more)]
     return "\n".join(lines)
 

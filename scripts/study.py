@@ -12,13 +12,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from command_line import define_config, fail, flags, load_variants, overrides, run
+from command_line import define_config, fail, fields_from_flags, flags, load_variants, run
 
 from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study
 
 VARIANTS = claims.ORIGINAL  # what is trained if none is named
-QUICK_VARIANTS = ("bn", "gbn", "gbn_l2")  # likewise with --quick
+QUICK_VARIANTS = ("bn", "l2", "gbn")  # likewise with --quick
 QUICK = {"epochs": 3, "train_split": "train[:16000]"}
 QUICK_SEEDS, SEEDS = 3, 5
 NOTE = (
@@ -26,7 +26,7 @@ NOTE = (
     "{train_split}. After so short a training, variants may rank differently than in a full study."
 )
 
-_QUICK = flags.DEFINE_bool("quick", False, "Few epochs of few images: one to four minutes.")
+_QUICK = flags.DEFINE_bool("quick", False, "Few epochs of few images: one to two minutes.")
 _SEEDS = flags.DEFINE_integer(
     "seeds",
     None,
@@ -51,7 +51,7 @@ define_config()
 
 
 def main(arguments):
-    kind, names, seeds, changes = "study", VARIANTS, SEEDS, overrides()
+    kind, names, seeds, changes = "study", VARIANTS, SEEDS, fields_from_flags()
     if _QUICK.value:
         kind, names, seeds, changes = "quick", QUICK_VARIANTS, QUICK_SEEDS, QUICK | changes
     variants = load_variants(arguments or names, changes)
@@ -66,7 +66,9 @@ def main(arguments):
         if not all(others.values()):
             fail(f"--compare_claims_with={_COMPARE.value} holds no finished runs of a study")
     records = study.train_all(study.paired_runs(variants, _SEEDS.value or seeds, folder))
-    command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
+    own = sys.argv[0].startswith("jax-mnist")  # the command of an installed package
+    program = "jax-mnist study" if own else "python scripts/study.py"
+    command = f"{program} {shlex.join(sys.argv[1:])}".strip()
     note = NOTE.format(**next(iter(variants.values())).config) if _QUICK.value else ""
     try:
         summary = report.write(records, folder, command, note, _BASELINE.value, others)

@@ -8,6 +8,7 @@ import chex
 import jax
 import pytest
 import tiny
+from forked_scripts import ForkedScripts
 
 chex.set_n_cpu_devices(8)
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -47,6 +48,13 @@ def in_float64():
 def browser():
     with browser_lib.chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    """Runs scripts as a user would."""
+    with ForkedScripts() as scripts:
+        yield scripts
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ SMALLER = {  # a batch is a single ghost batch, which trains on a single device
     "test[:1000]": "test[:64]",
 }
 OTHER_COMMANDS = ("tail -F ", "tensorboard --logdir ", "tar -xf docs/", "lint-imports")
+OTHER_COMMANDS += ("git clone ", "python -m venv ")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

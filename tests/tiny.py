@@ -79,8 +79,8 @@ def compiled_quickly(quickly=True):
 
 def config(**fields):
     """Two epochs of four steps."""
-    made = config_lib.base()
-    made.update(
+    small = config_lib.base()
+    small.update(
         train_split="train[:300]",
         validation_split="test[:150]",
         epochs=2,
@@ -90,8 +90,8 @@ def config(**fields):
         ema=0.5,
         data_devices=1,
     )
-    made.update(**fields)
-    return made
+    small.update(**fields)
+    return small
 
 
 def wide(tree):
@@ -99,7 +99,7 @@ def wide(tree):
     return jax.tree.map(lambda a: a.astype(float) if a.dtype == jnp.float32 else a, tree)
 
 
-def kept(progress):
+def copy_of(progress):
     """A copy of a `loop.Progress`: the next call of the program takes the state's own arrays."""
     return dataclasses.replace(progress, state=jax.tree.map(jnp.copy, progress.state))
 

@@ -51,7 +51,7 @@ def prepare(data, steps):
     train_loader = DataLoader(train, common.BATCH, sampler=sampler, drop_last=True, **options)
     test_loader = DataLoader(test, common.EVALUATION_BATCH, **options)
     network = common.make_network().to(where)
-    optimizer, schedule = common.make_optimizer(network, steps, fused=False)
+    optimizer, schedule = common.make_optimizer(network, steps * common.EPOCHS, fused=False)
 
     def train_batch(x, y):
         x, y = x.to(where, non_blocking=True), y.to(where, non_blocking=True)

@@ -16,24 +16,15 @@ def train(data, config, seed):
       seed: Of everything random.
     """
     torch.manual_seed(seed)
-    train_images, test_images = (
-        torch.from_numpy(data[f"{split}_images"]).permute(0, 3, 1, 2) for split in ("train", "test")
-    )
-    train_labels = torch.from_numpy(data["train_labels"]).long()
+    train_images, train_labels, test_images, test_labels = common.tensors(data)
     network = common.make_network().to(memory_format=torch.channels_last)
     average = swa_utils.AveragedModel(
         network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True
     )
     steps = len(train_labels) // config.batch_size
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.l2,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, steps * config.epochs, cycle_momentum=False
+    rate = config.learning_rate, config.momentum, config.nesterov
+    optimizer, schedule = common.make_optimizer(
+        network, steps * config.epochs, *rate, weight_decay=config.l2
     )
 
     @torch.compile
@@ -53,8 +44,6 @@ def train(data, config, seed):
             average.update_parameters(network)
     average.eval()
     with torch.no_grad():
-        logits = torch.cat([
-            average((x.float() / 255 - common.MEAN) / common.STD)
-            for x in test_images.split(common.EVALUATION_BATCH)
-        ])  # fmt: skip
-    return (logits.argmax(1) == torch.from_numpy(data["test_labels"])).float().mean().item()
+        batches = test_images.split(common.EVALUATION_BATCH)
+        logits = torch.cat([average(common.normalized(images)) for images in batches])
+    return (logits.argmax(1) == test_labels).float().mean().item()

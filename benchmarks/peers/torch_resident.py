@@ -45,14 +45,10 @@ def prepare(data, steps, compiled=False, channels_last=False):
     if where.type == "cuda":  # as JAX does by default
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    arrays = {k: torch.from_numpy(a).to(where) for k, a in data.items()}
-    train_images, test_images = (
-        arrays[f"{split}_images"].permute(0, 3, 1, 2).contiguous() for split in ("train", "test")
-    )
-    train_labels, test_labels = (arrays[f"{split}_labels"].long() for split in ("train", "test"))
+    train_images, train_labels, test_images, test_labels = common.tensors(data, where)
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network = common.make_network().to(where, memory_format=memory)
-    optimizer, schedule = common.make_optimizer(network, steps, fused=True)
+    optimizer, schedule = common.make_optimizer(network, steps * common.EPOCHS, fused=True)
 
     def loss_of(images, labels):
         x = augment(images).contiguous(memory_format=memory)
@@ -61,8 +57,8 @@ def prepare(data, steps, compiled=False, channels_last=False):
         return functional.cross_entropy(logits, labels), correct
 
     def predict(images):
-        x = ((images.float() / 255) - common.MEAN) / common.STD
-        return network(x.contiguous(memory_format=memory)).softmax(1)
+        x = common.normalized(images).contiguous(memory_format=memory)
+        return network(x).softmax(1)
 
     if compiled:
         mode = "max-autotune" if where.type == "cuda" else "default"
@@ -82,10 +78,8 @@ def prepare(data, steps, compiled=False, channels_last=False):
 
     def epoch():
         network.train()
-        order = torch.randperm(len(train_labels), device=where)[: steps * common.BATCH].view(
-            steps, -1
-        )
-        metrics = [train_batch(index) for index in order]
+        order = torch.randperm(len(train_labels), device=where)[: steps * common.BATCH]
+        metrics = [train_batch(index) for index in order.view(steps, -1)]
         losses, correct = (torch.stack(m).float().mean().item() for m in zip(*metrics, strict=True))
         assert math.isfinite(losses + correct)
         network.eval()

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from jax_mnist.analysis import table
-from jax_mnist.analysis.study import Study, confusion_matrix
-from jax_mnist.config import FIELDS, NO_EFFECT
+from jax_mnist.analysis.study import NO_SETTING, Study, confusion_matrix
+from jax_mnist.config import FIELDS
 
 ORIGINAL = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")  # its variants
 
@@ -33,25 +33,14 @@ class Claim(NamedTuple):
     subject: str
     rivals: tuple[str, ...] = ORIGINAL
     column: str = "accuracy_percent"
-    measure: str = "accuracy"
     more: bool = True
 
 
 CLAIMS = (
     Claim("L2 has the highest accuracy", "l2"),
-    Claim("L2 is the most stable", "l2", column="spread_pp", measure="spread", more=False),
-    Claim(
-        "GBN alone is better than all but L2",
-        subject="gbn",
-        rivals=tuple(name for name in ORIGINAL if name != "l2"),
-    ),
-    Claim(
-        "L1 and L2 together are unstable",
-        subject="l1_l2",
-        rivals=("bn", "l1", "l2"),
-        column="largest_drop_pp",
-        measure="largest drop",
-    ),
+    Claim("L2 is the most stable", "l2", column="spread_pp", more=False),
+    Claim("GBN alone is better than all but L2", "gbn", tuple(n for n in ORIGINAL if n != "l2")),
+    Claim("L1 and L2 together are unstable", "l1_l2", ("bn", "l1", "l2"), "largest_drop_pp"),
     Claim("L2 is better than L1", "l2", ("l1",)),
 )
 CONFUSED_PAIRS = ((1, 7), (4, 9))  # digits that the original says are confused most
@@ -60,7 +49,7 @@ MORE_REGULARIZERS = "More regularisation techniques can help"
 ADDED_TO = "gbn_l2"  # the original's variant that they are added to
 # Fields of the config that turn a regulariser on, and those that say nothing of regularisation.
 REGULARIZERS = tuple(f.name for f in FIELDS if f.optional)
-_NEUTRAL = {"name", "seed", "replicas", "data_dir", "source_dir", *NO_EFFECT}
+_NEUTRAL = {"data_dir", "source_dir", *NO_SETTING}
 
 KINDS = ("supported", "contradicted", "undecided", "not in this study")  # of verdicts
 
@@ -89,15 +78,18 @@ def of_original(study: Study) -> bool:
 def judge(study: Study) -> list[Verdict]:
     """Judges the claims of the original that the study has the variants for."""
     verdicts = []
-    for claim in CLAIMS if of_original(study) else ():
-        wide = table.by_seed(study.all_runs, claim.column, diverged=True)
-        wide = wide[[*dict.fromkeys((claim.subject, *claim.rivals))]] * (1 if claim.more else -1)
-        verdicts.append(_judge(claim.text, claim.measure, "pp", wide, claim.subject))
-    pairs = ["{} and {}".format(*pair) for pair in CONFUSED_PAIRS]
-    for pair in pairs if of_original(study) else ():
-        errors = _errors_between_classes(study).drop(columns=[p for p in pairs if p != pair])
-        text = f"{pair} are confused more than any pair not named"
-        verdicts.append(_judge(text, "errors between them", "images", errors, pair))
+    if of_original(study):
+        for claim in CLAIMS:
+            wide = table.by_seed(study.all_runs, claim.column, diverged=True)
+            wide = wide[[*dict.fromkeys((claim.subject, *claim.rivals))]]
+            measure = claim.column.rpartition("_")[0].replace("_", " ")
+            sign = 1 if claim.more else -1
+            verdicts.append(_judge(claim.text, measure, "pp", sign * wide, claim.subject))
+        pairs = ["{} and {}".format(*pair) for pair in CONFUSED_PAIRS]
+        for pair in pairs:
+            errors = _errors_between_classes(study).drop(columns={*pairs} - {pair})
+            text = f"{pair} are confused more than any pair not named"
+            verdicts.append(_judge(text, "errors between them", "images", errors, pair))
     if study.data == "MNIST" and ADDED_TO in study.all_variants:
         verdicts += _judge_more_regularizers(study)
     return verdicts
@@ -148,6 +140,5 @@ def _judge_more_regularizers(study: Study) -> list[Verdict]:
 def _adds_regularizers(study: Study, name: str) -> bool:
     """Whether a variant uses `REGULARIZERS` that `ADDED_TO` does not, and no more differs."""
     own, theirs = study.configs[name], study.configs[ADDED_TO]
-    changed = {field for field in own.keys() | theirs if own.get(field) != theirs.get(field)}
-    changed -= _NEUTRAL
+    changed = {f for f in (own.keys() | theirs) - _NEUTRAL if own.get(f) != theirs.get(f)}
     return bool(changed) and all(f in REGULARIZERS and theirs[f] == 0 for f in changed)

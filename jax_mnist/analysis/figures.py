@@ -64,7 +64,9 @@ class Figure(_Figure):
 
 
 @matplotlib.rc_context(STYLE)
-def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
+def curves(
+    records: Sequence[Record], metric: str, images: str = "", narrow: bool = False
+) -> Figure:
     """Draws a validation metric over epochs, with a panel for each variant.
 
     A panel shows the mean over seeds, with its last value; up to `FEW_SEEDS` seeds as thin lines,
@@ -76,13 +78,15 @@ def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
       metric: `"accuracy"` or `"loss"`. The axis of accuracies is logarithmic in the error, which
         separates 99.4 from 99.5 % in the same picture as the first epoch's 90 %.
       images: What the runs were validated on, for the title.
+      narrow: Whether the figure is for a phone: two panels beside each other rather than four.
     """
     groups = by_name(records)
-    heights = [_heights_of_seeds(runs, metric) for runs in groups.values()]
-    columns = min(4, len(groups))
+    heights = [_heights(runs, metric) for runs in groups.values()]
+    columns = min(2 if narrow else 4, len(groups))
     rows = math.ceil(len(groups) / columns)
     height = 2.2 * rows if rows > 1 else 3.5
-    figure = Figure(figsize=(8, 1.2 + height), layout="constrained")
+    width = 4.4 if narrow else 8
+    figure = Figure(figsize=(width, 1.2 + height), layout="constrained")
     figure.suptitle(f"Validation {metric}{f' on {shorten(images, 48)}' * bool(images)}")
     figure.supylabel(_LABELS[metric], fontsize=11)
     panels = [*figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat]
@@ -105,7 +109,11 @@ def curves(records: Sequence[Record], metric: str, images: str = "") -> Figure:
         axes.set_axis_off()
     if len(legend) > 1:
         figure.legend(
-            [*legend.values()], [*legend], loc="outside lower center", ncols=3, fontsize=9
+            [*legend.values()],
+            [*legend],
+            loc="outside lower center",
+            ncols=1 if narrow else 3,
+            fontsize=9,
         )
     return figure
 
@@ -122,19 +130,16 @@ def by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _heights_of_seeds(runs: Sequence[Record], metric: str) -> np.ndarray:
-    """The heights of each seed that did not diverge, else of all: `[seeds, epochs]`."""
+def _heights(runs: Sequence[Record], metric: str) -> np.ndarray:
+    """The heights `[seeds, epochs]` of the seeds that did not diverge, else of all; NaN: a gap."""
     usable = [run for run in runs if not has_diverged(run)] or runs
-    return np.array([*zip(*(_heights(run, metric) for run in usable), strict=False)]).T
-
-
-def _heights(record: Record, metric: str) -> np.ndarray:
-    """The heights of a curve `[epochs]`, positive or NaN, which makes a gap; less is better."""
-    values = record["metrics"][f"validation_{metric}"]
+    curves = [run["metrics"][f"validation_{metric}"] for run in usable]
+    values = np.array([*zip(*curves, strict=False)]).T
     if metric == "loss":
         return np.where(np.isfinite(values), np.clip(values, 1e-6, 1e6), np.nan)
     # A logarithmic axis has no place for zero errors: they are drawn as half an image.
-    return np.maximum(100 - 100 * values, 50 / len(record["predictions"]["label"]))
+    half = [[50 / len(run["predictions"]["label"])] for run in usable]
+    return np.maximum(100 - 100 * values, half)
 
 
 def _text(height: float, metric: str) -> str:
@@ -153,9 +158,8 @@ def _draw_seeds(axes: Axes, seeds: np.ndarray) -> dict[str, Any]:
         band = axes.fill_between(epochs, low, estimates.high, color=_BLUE, alpha=0.25, linewidth=0)
         legend["95 % interval"] = band
     elif len(seeds) > 1:
-        legend["single seeds"] = axes.plot(epochs, seeds.T, color=_BLUE, alpha=0.5, linewidth=0.6)[
-            0
-        ]
+        lines = axes.plot(epochs, seeds.T, color=_BLUE, alpha=0.5, linewidth=0.6)
+        legend["single seeds"] = lines[0]
     return legend
 
 
@@ -227,9 +231,8 @@ def hardest(study: Study) -> Figure:
         f"{number}: {image.runs:,} wrong\ntrue {names[image.true]}{comma}said {names[image.said]}"
         for number, image in enumerate(study.hardest.itertuples(), start=1)
     ]
-    title = (
-        f"{count(len(texts), 'image')} that most of {count(len(study.records), 'run')} get wrong"
-    )
+    runs = count(len(study.records), "run")
+    title = f"{count(len(texts), 'image')} that most of {runs} get wrong"
     return _image_grid([*study.hardest.image], texts, title)
 
 

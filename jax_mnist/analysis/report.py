@@ -21,7 +21,7 @@ from markdown import Markdown
 
 from jax_mnist.analysis import claims, figures, table, words
 from jax_mnist.analysis.study import Study, field_name
-from jax_mnist.analysis.words import code, count, escape, interval, listing, signed
+from jax_mnist.analysis.words import code, count, escape, interval, listing, number, signed
 from jax_mnist.files import PathLike, write_atomically
 from jax_mnist.runs.record import Record, has_diverged
 
@@ -62,7 +62,13 @@ def write(
     others = {name: Study(runs) for name, runs in (compare_claims_with or {}).items()}
     text = markdown(study, command, note, others)
     files = {name: figures.png(figure) for name, figure in figures.of_study(study).items()}
-    page = to_html(text, files)
+    narrow = {
+        f"{metric}.png": figures.png(
+            figures.curves(study.records, metric, words.plain(study.images), narrow=True)
+        )
+        for metric in ("accuracy", "loss")
+    }
+    page = to_html(text, files, narrow)
     files["results.csv"] = table.to_csv(study.all_runs).encode()
     files["epochs.csv"] = table.to_csv(table.epochs(study.all_records)).encode()
     files |= {"report.md": text.encode(), "report.html": page.encode()}
@@ -78,27 +84,18 @@ def markdown(
 
     Of the template, paragraphs are left out that have an empty value, and sections without any.
     """
-    epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
-    evaluated, effects = "evaluated", study.effects
-    if {"epochs", "train_split"} <= study.common.keys():
-        trained = f"{count(study.common['epochs'], 'epoch')} on {code(study.common['train_split'])}"
-        evaluated = f"trained for {trained} and evaluated"
+    effects = study.effects
     values = {
         "title": _title(study),
         "note": escape(note),
         **_answer(study),
-        **_warnings(study),
-        "runs": count(len(study.all_runs), "run"),
-        "variants": count(len(study.all_variants), "variant"),
-        "seeds": words.integers(sorted(study.all_runs.seed.unique())),
-        "evaluated": evaluated,
+        **_runs(study),
         "images": study.images,
         "results": _table("variant", _results_rows(study)),
-        "last": str(min(epochs, table.LAST_EPOCHS)) if epochs > 1 else "",
         **_differences(study),
         "effects": _table("setting", _estimate_rows(effects, "effect, pp")) if len(effects) else "",
-        "pairs": count(len(study.variants) // 2, "pair") if len(effects) else "",
-        "settings": str(len(effects)),
+        "pairs": count(len(study.variants) // 2, "pair"),
+        "settings": str(len(effects) or ""),
         **_claims(study, others or {}),
         **_errors(study),
         **_what_was_run(study, command),
@@ -165,42 +162,48 @@ def _answer(study: Study) -> dict[str, str]:
     """What is shown to differ, by how much and at which confidence, and what is not."""
     names, differences = study.best or study.variants, study.differences
     best = study.accuracies.loc[names[0]]
-    alone = len(names) == 1 and math.isfinite(best.low)
-    parts = []
-    is_shown = differences.p < table.LEVEL
-    for what, sign in (("more", 1), ("less", -1)):
-        shown = differences[is_shown & (sign * differences["mean"] > 0)]
-        texts = [
-            f"{code(row.Index)} ({signed(row.mean)}, interval {interval(row, signs=True)})"
-            for row in shown.sort_values("mean", ascending=sign < 0).itertuples()
-        ]
-        parts += [f"shown to be {what} accurate: {listing(texts)}"] * (len(texts) > 0)
-    rest = differences[~is_shown]
-    if len(rest):
-        ends = f" (intervals from {signed(rest.low.min())} to {signed(rest.high.max())})"
-        names_of_rest = listing([*map(code, rest.index)])
-        parts.append(f"not shown to differ: {names_of_rest}{ends * int(rest.low.notna().any())}")
+    accuracy = f"{number(best['mean'])} %"
+    if len(names) == 1 and math.isfinite(best.low):
+        accuracy += f" (95 % interval {interval(best)})"
     confidence = f"{100 - 100 * table.LEVEL:.0f} % confidence"
     if len(differences) > 1:
         confidence += f" after Holm's correction for {len(differences)} comparisons"
+
+    # What is shown to differ, the largest difference first, and what is not.
+    sure, means = differences.p < table.LEVEL, differences["mean"]
+    parts = []
+    for what, which in (("more", sure & (means > 0)), ("less", sure & (means < 0))):
+        texts = [
+            f"{code(row.Index)} ({signed(row.mean)}, interval {interval(row, signs=True)})"
+            for row in differences[which].sort_values("mean", key=lambda v: -abs(v)).itertuples()
+        ]
+        parts += [f"shown to be {what} accurate: {listing(texts)}"] * (len(texts) > 0)
+    rest = differences[~sure]
+    if len(rest):
+        ends = f" (intervals from {signed(rest.low.min())} to {signed(rest.high.max())})"
+        parts.append(f"not shown to differ: {listing([*map(code, rest.index)])}")
+        parts[-1] += ends * int(rest.low.notna().any())
     tested = bool(differences.low.notna().any())
     verdicts = [verdict.verdict for verdict in claims.judge(study)]
-    counts = [f"{verdicts.count(kind)} {kind}" for kind in claims.KINDS if kind in verdicts]
     return {
         "mean": f"{'highest ' * bool(study.best)}mean accuracy",
-        "accuracy": f"{best['mean']:.3f} %"
-        + (f" (95 % interval {interval(best)})" if alone else ""),
+        "accuracy": accuracy,
         "best": listing([*map(code, names)]),
         "baseline": code(study.baseline),
         "confidence": confidence,
         "shown": "; ".join(parts) if tested else "",
         "untested": code(study.baseline) if parts and not tested else "",
-        "verdicts": listing(counts),
+        "verdicts": listing([f"{verdicts.count(k)} {k}" for k in claims.KINDS if k in verdicts]),
     }
 
 
-def _warnings(study: Study) -> dict[str, str]:
-    """What is to be kept in mind: few seeds, and runs that diverged."""
+def _runs(study: Study) -> dict[str, str]:
+    """How many runs there are and how they were trained; few seeds, and runs that diverged."""
+    epochs = max(len(record["metrics"]["seconds"]) for record in study.records)
+    evaluated = "evaluated"
+    if {"epochs", "train_split"} <= study.common.keys():
+        trained = f"{count(study.common['epochs'], 'epoch')} on {code(study.common['train_split'])}"
+        evaluated = f"trained for {trained} and evaluated"
     seeds = study.runs.groupby("variant", sort=False).size()
     single = ", ".join(code(name) for name in seeds.index[seeds == 1])
     few = seeds[seeds > 1].min()
@@ -211,6 +214,11 @@ def _warnings(study: Study) -> dict[str, str]:
         if has_diverged(record)
     ]
     return {
+        "runs": count(len(study.all_runs), "run"),
+        "variants": count(len(study.all_variants), "variant"),
+        "seeds": words.integers(sorted(study.all_runs.seed.unique())),
+        "evaluated": evaluated,
+        "last": str(min(epochs, table.LAST_EPOCHS)) if epochs > 1 else "",
         "single": f": {single}" if single else "",
         "few": f"{few} seeds{of}" if few < FEW_SEEDS else "",
         "diverged": str(len(lost) or ""),
@@ -227,20 +235,20 @@ def _results_rows(study: Study) -> pd.DataFrame:
     lost = study.all_runs.groupby("variant").diverged.agg(["sum", "size"]).astype(str)
     rows = pd.DataFrame(
         {
-            "accuracy, %": study.accuracies["mean"].map("{:.3f}".format),
+            "accuracy, %": study.accuracies["mean"].map(number),
             "95 % interval": _intervals(study.accuracies),
             "description": pd.Series({name: study.describe(name) for name in study.all_variants}),
-            "errors": means.errors.map("{:.1f}".format),
-            "best seed": of_variant.accuracy_percent.max().map("{:.2f}".format),
-            "worst seed": of_variant.accuracy_percent.min().map("{:.2f}".format),
-            "spread, pp": means.spread_pp.map("{:.3f}".format),
-            "largest drop, pp": means.largest_drop_pp.map("{:.2f}".format),
-            "seconds": means.seconds.map("{:.0f}".format),
+            "errors": means.errors.apply(number, digits=1),
+            "best seed": of_variant.accuracy_percent.max().apply(number, digits=2),
+            "worst seed": of_variant.accuracy_percent.min().apply(number, digits=2),
+            "spread, pp": means.spread_pp.map(number),
+            "largest drop, pp": means.largest_drop_pp.apply(number, digits=2),
+            "seconds": means.seconds.apply(number, digits=0),
             "diverged": lost["sum"] + " of " + lost["size"],
         },
         study.all_variants,
     ).fillna("")
-    rows.loc[study.best, "accuracy, %"] = [f"**{rows.loc[n, 'accuracy, %']}**" for n in study.best]
+    rows.loc[study.best, "accuracy, %"] = "**" + rows.loc[study.best, "accuracy, %"] + "**"
     unused = ["description"] * (not study.varied)
     unused += ["diverged"] * (len(study.runs) == len(study.all_runs))
     if max(len(record["metrics"]["seconds"]) for record in study.records) == 1:
@@ -257,9 +265,9 @@ def _differences(study: Study) -> dict[str, str]:
         if differences.empty:
             continue
         rows = _estimate_rows(differences.rename(index=code), f"difference to {code(name)}, pp")
-        pairs = table.paired(study.wide, name).values()
-        least = [table.could_show(values, table.LEVEL / len(pairs)) for values in pairs]
-        rows["could show, pp"] = [f"{value:.3f}".replace("nan", "") for value in least]
+        pairs = table.paired(study.wide, name)
+        least = pairs.apply(table.could_show, level=table.LEVEL / pairs.shape[1])
+        rows["could show, pp"] = [*map(number, least)]
         text = _table("variant", rows)
         if name == study.baseline:
             text += "\n\n![The differences with their intervals](differences.png)"
@@ -311,11 +319,11 @@ def _errors(study: Study) -> dict[str, str]:
     of_hardest = study.mistakes[study.mistakes.position.isin(hardest.index)]
     by_variant = of_hardest.groupby(["position", "variant"]).said.agg(said).unstack(fill_value="")
     images = pd.DataFrame({
-        "position": [f"{position:,}" for position in hardest.index],
-        "true": [names[c] for c in hardest.true],
-        "wrong": [f"{runs:,}" for runs in hardest.runs],
-        **{code(n): by_variant[n][hardest.index].array for n in study.variants if n in by_variant},
-    }, range(1, 1 + len(hardest)))  # fmt: skip
+        "position": hardest.index.map("{:,}".format),
+        "true": hardest.true.map(names.__getitem__),
+        "wrong": hardest.runs.map("{:,}".format),
+        **{code(name): by_variant[name] for name in study.variants if name in by_variant},
+    }, hardest.index).set_axis(range(1, 1 + len(hardest)))  # fmt: skip
 
     named = claims.CONFUSED_PAIRS if claims.of_original(study) else ()
     pairs = {}
@@ -340,14 +348,14 @@ def _what_was_run(study: Study, command: str) -> dict[str, str]:
     """The settings of the runs, the machines and the versions."""
     common = [code(f"{field}={value}") for field, value in study.common.items() if value != ""]
     machines: dict[str, None] = {}
-    packages: dict[str, dict[str, None]] = {}
-    for record in study.all_records:
-        kind, platform, number = (record["device"][key] for key in ("kind", "platform", "count"))
-        on = f" ({code(platform)})" if platform != kind else ""
-        machines[f"{f'{number} times ' * (number > 1)}{code(kind)}{on}"] = None
-        for package, version in record["packages"].items():
-            packages.setdefault(package, {})[version] = None
-    versions = [code(f"{package} {' or '.join(each)}") for package, each in packages.items()]
+    for device in (record["device"] for record in study.all_records):
+        on = f" ({code(device['platform'])})" * (device["platform"] != device["kind"])
+        times = f"{device['count']} times " * (device["count"] > 1)
+        machines[f"{times}{code(device['kind'])}{on}"] = None
+    packages = pd.DataFrame([record["packages"] for record in study.all_records])
+    versions = [
+        code(f"{name} {' or '.join(packages[name].dropna().unique())}") for name in packages
+    ]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return {
         "common": ", ".join(common),
@@ -361,12 +369,11 @@ def _what_was_run(study: Study, command: str) -> dict[str, str]:
 
 
 def _estimate_rows(estimates: pd.DataFrame, name: str) -> pd.DataFrame:
-    columns = {
+    return pd.DataFrame({
         name: estimates["mean"].map(signed, na_action="ignore"),
         "p": estimates.p.map(words.p_value, na_action="ignore"),
         "95 % interval": _intervals(estimates, signs=True),
-    }
-    return pd.DataFrame(columns).fillna("")
+    }).fillna("")  # fmt: skip
 
 
 def _intervals(estimates: pd.DataFrame, signs: bool = False) -> pd.Series:
@@ -386,21 +393,25 @@ def _details(summary: str, text: str, attributes: str = "") -> str:
 # The page.
 
 
-def to_html(text: str, pictures: Mapping[str, bytes]) -> str:
+def to_html(text: str, pictures: Mapping[str, bytes], narrow: Mapping[str, bytes]) -> str:
     """Returns a report in Markdown as an HTML page that needs no other file.
 
     Args:
       text: What `markdown` returned. Its texts from strangers are escaped.
       pictures: The PNG files that it names. In the page they open large.
+      narrow: What takes the place of some of them on a phone.
     """
     text = text.replace("<details", '<details markdown="1"')
     body = Markdown(extensions=["fenced_code", "md_in_html", "tables", "toc"]).convert(text)
     for name, data in pictures.items():
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        body = body.replace(f'src="{name}"', f'class="{Path(name).stem}" src="{source}"')
-    body = re.sub(
-        "<p>(<img [^>]*>)</p>", r'<details class="figure"><summary>\1</summary></details>', body
-    )
+        image = f'class="{Path(name).stem}" src="{_data_url(data)}"'
+        body = body.replace(f'src="{name}"', image)
+        if name in narrow:
+            source = f'<source media="(max-width: 48rem)" srcset="{_data_url(narrow[name])}">'
+            image = f"<img [^>]*{re.escape(image)}[^>]*>"
+            body = re.sub(image, rf"<picture>{source}\g<0></picture>", body)
+    figure = "<p>((?:<picture>.*?)?<img [^>]*>(?:</picture>)?)</p>"
+    body = re.sub(figure, r'<details class="figure"><summary>\1</summary></details>', body)
     body = re.sub("<table>.*?</table>", r'<div class="table">\g<0></div>', body, flags=re.DOTALL)
     body = re.sub(
         r" (to|of) (?=[+\N{MINUS SIGN}\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", body
@@ -410,3 +421,7 @@ def to_html(text: str, pictures: Mapping[str, bytes]) -> str:
     script = frame.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(frame).substitute(title=title, body=body, digest=digest)
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -18,7 +18,7 @@ from jax_mnist.runs.record import Record
 
 BASELINE = "bn"  # what the others are compared with, if nothing is said and the study has it
 MAX_HARD_IMAGES = 25
-_NO_SETTING = {"name", "seed", "replicas", *NO_EFFECT}  # fields that do not make a variant
+NO_SETTING = {"name", "seed", "replicas", *NO_EFFECT}  # fields that do not make a variant
 
 
 class Study:
@@ -50,14 +50,12 @@ class Study:
     def __init__(self, records: Sequence[Record], baseline: str = "") -> None:
         self.all_runs = table.of_records(records)
         by_run = {(record["name"], record["seed"]): record for record in records}
-        keys = zip(self.all_runs.variant, self.all_runs.seed, strict=True)
-        self.all_records = [by_run[key] for key in keys]
+        self.all_records = [by_run[run.variant, run.seed] for run in self.all_runs.itertuples()]
         usable = self.all_runs.diverged == 0
         self.runs = self.all_runs[usable]
         self.records = [*itertools.compress(self.all_records, usable)]
-        self.all_variants, self.variants = (
-            [*runs.variant.unique()] for runs in (self.all_runs, self.runs)
-        )
+        self.all_variants = [*self.all_runs.variant.unique()]
+        self.variants = [*self.runs.variant.unique()]
         if not self.variants:
             raise ValueError("every run diverged: lower the learning rate or the decay")
         if baseline and baseline not in self.variants:
@@ -65,23 +63,21 @@ class Study:
                 f"the baseline {baseline!r} has no run that can be used: it is not in this study, "
                 "or all its runs diverged"
             )
-        default = BASELINE if BASELINE in self.variants else self.variants[0]
-        self.baseline = baseline or default
+        first = BASELINE if BASELINE in self.variants else self.variants[0]
+        self.baseline = baseline or first
         self.wide, self.accuracies = table.by_seed(self.runs), table.accuracies(self.runs)
         self.differences = table.differences(self.wide, self.baseline)
         highest = self.accuracies["mean"] > self.accuracies["mean"].max() - 1e-9
         self.best = [*self.accuracies.index[highest]] if len(self.variants) > 1 else []
 
         # Records of earlier versions lack later fields, which had their defaults.
-        known = {field for record in records for field in record["config"]} - _NO_SETTING
+        known = {field for record in records for field in record["config"]} - NO_SETTING
         configs = [with_defaults(record["config"]) for record in self.all_records]
-        self.configs: dict[str, dict[str, Any]] = {}
-        for name, config in zip(self.all_runs.variant, configs, strict=True):
-            self.configs.setdefault(name, config)
+        first_runs = self.all_runs.variant.drop_duplicates()
+        self.configs = {name: configs[row] for row, name in first_runs.items()}
         fields = [f for f in dict.fromkeys(f for c in configs for f in c) if f in known]
-        first = configs[0]
-        self.varied = [f for f in fields if any(c.get(f) != first.get(f) for c in configs)]
-        self.common = {f: first[f] for f in fields if f not in self.varied}
+        self.varied = [f for f in fields if any(c.get(f) != configs[0].get(f) for c in configs)]
+        self.common = {f: configs[0][f] for f in fields if f not in self.varied}
         self.data = " and ".join(dict.fromkeys(_data_name(config) for config in configs))
         self.splits = sorted({str(config["validation_split"]) for config in configs})
 

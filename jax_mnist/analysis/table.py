@@ -90,8 +90,7 @@ def epochs(records: Sequence[Record]) -> pd.DataFrame:
     Accuracies are fractions here, as in the records. With pandas, the mean curve of each variant
     is `epochs.groupby(["variant", "epoch"]).validation_accuracy.mean()`.
     """
-    tables = {(record["name"], record["seed"]): pd.DataFrame(record["metrics"])
-              for record in records}  # fmt: skip
+    tables = {(r["name"], r["seed"]): pd.DataFrame(r["metrics"]) for r in records}
     epochs = pd.concat(tables, names=["variant", "seed", "epoch"]).reset_index()
     return epochs.assign(epoch=epochs.epoch + 1)
 
@@ -118,13 +117,12 @@ def estimate(values: Sequence[float] | np.ndarray | pd.Series) -> dict[str, floa
 
     If all values are equal but for rounding, there is no interval: its ends are NaN, and p is 1.
     """
-    values = np.asarray(values, np.float64)
-    mean, low, high, p = values.mean(), np.nan, np.nan, 1.0
+    values, low, high, p = np.asarray(values, np.float64), np.nan, np.nan, 1.0
     if np.ptp(values) > 1e-9:
         test = scipy.stats.ttest_1samp(values, 0)
         low, high = test.confidence_interval(1 - LEVEL)
         p = test.pvalue
-    return dict(zip(_ESTIMATE, map(float, (mean, low, high, p)), strict=True))
+    return dict(zip(_ESTIMATE, map(float, (values.mean(), low, high, p)), strict=True))
 
 
 def holm(p: Sequence[float] | pd.Series) -> np.ndarray:
@@ -159,9 +157,7 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
       For each variant `mean`, and the ends `low` and `high` of its interval, within 0 to 100.
     """
-    wide = by_seed(runs)
-    estimates = _estimates({name: estimate(wide[name].dropna()) for name in wide})
-    return estimates.drop(columns="p").clip(0, 100)
+    return _estimates(by_seed(runs)).drop(columns="p").clip(0, 100)
 
 
 def differences(wide: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -175,13 +171,13 @@ def differences(wide: pd.DataFrame, baseline: str) -> pd.DataFrame:
     Returns:
       For each other variant an estimate, whose p-value is corrected for their number (`holm`).
     """
-    return _corrected({name: estimate(pairs) for name, pairs in paired(wide, baseline).items()})
+    return _estimates(paired(wide, baseline), corrected=True)
 
 
-def paired(wide: pd.DataFrame, baseline: str) -> dict[str, pd.Series]:
+def paired(wide: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """By seed, how much each other variant is above a baseline; see `differences`."""
-    pairs = {name: (wide[name] - wide[baseline]).dropna() for name in wide if name != baseline}
-    return {name: values for name, values in pairs.items() if len(values)}
+    pairs = wide.drop(columns=baseline).sub(wide[baseline], axis="index")
+    return pairs.dropna(axis="columns", how="all")
 
 
 def effects(wide: pd.DataFrame, settings: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -204,10 +200,13 @@ def effects(wide: pd.DataFrame, settings: pd.DataFrame, baseline: str) -> pd.Dat
     factorial = len(changed) == len(changed.drop_duplicates()) == 2 ** changed.shape[1] > 2
     complete = {*wide} == {*changed.index} and len(wide) > 0
     if not (factorial and complete and (settings.nunique() == 2).all()):
-        return _corrected({})
-    with_it = {field: wide[changed.index[changed[field]]].mean(axis=1) for field in changed}
-    without = {field: wide[changed.index[~changed[field]]].mean(axis=1) for field in changed}
-    return _corrected({field: estimate(with_it[field] - without[field]) for field in changed})
+        return _estimates(pd.DataFrame(), corrected=True)
+    names = changed.index
+    effects = {
+        field: wide[names[changed[field]]].mean(axis=1) - wide[names[~changed[field]]].mean(axis=1)
+        for field in changed
+    }
+    return _estimates(pd.DataFrame(effects), corrected=True)
 
 
 def could_show(values: Sequence[float] | pd.Series, level: float, power: float = 0.8) -> float:
@@ -217,13 +216,15 @@ def could_show(values: Sequence[float] | pd.Series, level: float, power: float =
     noncentral F distribution (Cohen, "Statistical Power Analysis for the Behavioral Sciences").
 
     Args:
-      values: The differences of the seeds at hand, from which the standard deviation is estimated.
+      values: The differences of the seeds at hand, from which the standard deviation is estimated;
+        NaN is left out.
       level: Of significance. Holm's correction for n comparisons asks `LEVEL / n` of the smallest.
       power: The probability.
 
     Returns:
       The mean in the unit of the values; NaN if there are fewer than `MIN_SEEDS`, or all are equal.
     """
+    values = pd.Series(values).dropna()
     number = len(values)
     if number < MIN_SEEDS or np.ptp(values) <= 1e-9:
         return np.nan
@@ -256,10 +257,7 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     return ranked.sort_values("accuracy_percent", ascending=False, kind="stable").round(4)
 
 
-def _estimates(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, index=_ESTIMATE, dtype=float).T
-
-
-def _corrected(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
-    estimates = _estimates(rows)
-    return estimates.assign(p=holm(estimates.p))
+def _estimates(wide: pd.DataFrame, corrected: bool = False) -> pd.DataFrame:
+    rows = [estimate(wide[name].dropna()) for name in wide]
+    estimates = pd.DataFrame(rows, [*wide], _ESTIMATE, dtype=float)
+    return estimates.assign(p=holm(estimates.p)) if corrected else estimates

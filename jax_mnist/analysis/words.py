@@ -4,6 +4,7 @@ import html
 import math
 import re
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 
@@ -29,22 +30,31 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def number(value: float, digits: int = 3, sign: str = "") -> str:
+    """Returns a number rounded half away from zero, so that its last bit does not matter.
+
+    `sign="+"` gives positive numbers a sign; NaN gives nothing.
+    """
+    if math.isnan(value):
+        return ""
+    exact = Decimal(f"{value:.9f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0
+    return f"{exact:{sign if exact else ''}}".replace("-", "\N{MINUS SIGN}")
+
+
 def signed(value: float) -> str:
     """Returns a number with its sign and three decimals."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return number(value, sign="+")
 
 
 def interval(estimate: Any, signs: bool = False) -> str:
     """Returns the ends of an estimate's interval, or `none`."""
-    if not math.isfinite(estimate.low):
-        return "none"
-    low, high = (signed(v) if signs else f"{v:.3f}" for v in (estimate.low, estimate.high))
-    return f"{low} to {high}"
+    low, high = (number(end, sign="+" * signs) for end in (estimate.low, estimate.high))
+    return f"{low} to {high}" if low else "none"
 
 
 def p_value(p: float) -> str:
     """Returns a p-value with three decimals."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "<0.001" if p < 0.001 else number(p)
 
 
 def integers(values: Sequence[int]) -> str:

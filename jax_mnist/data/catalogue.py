@@ -4,7 +4,6 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ class DatasetInfo(NamedTuple):
     contents: tuple[str, ...] = ()
     packaged: Path | None = None
     version: str = "3.0.1"
-    counts: Mapping[str, int] = MappingProxyType({"train": 60_000, "test": 10_000})
+    counts: Mapping[str, int] = {"train": 60_000, "test": 10_000}
     space: str = "200 MB"
 
 
@@ -82,8 +81,7 @@ def is_folder(name: str) -> bool:
 def check_name(name: str) -> None:
     """Raises `DatasetError` unless `name` is one of `NAMES` or an existing folder."""
     if name not in NAMES and not is_folder(name):
-        near = difflib.get_close_matches(str(name), NAMES, 1)
+        near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        what = "no folder" if "/" in str(name) and not near else "unknown dataset"
         expected = f"expected one of {', '.join(NAMES)}, or a folder of IDX files or pictures"
-        raise DatasetError(f"{what} {name!r}: {hint}{expected}")
+        raise DatasetError(f"unknown dataset or folder {name!r}: {hint}{expected}")

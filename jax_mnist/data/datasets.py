@@ -5,7 +5,6 @@ format), which any TFDS user can read, and caches the decoded arrays in `<data_d
 Later loads read and verify only those arrays, and do not import TFDS.
 """
 
-import errno
 import functools
 import hashlib
 import io
@@ -74,8 +73,7 @@ def _load_known(name: str, split: str, root: Path, source_dir: files.PathLike | 
     info = CATALOGUE[name]
     slices = splits.parse(split, info.counts)
     cache = root / "jax_mnist" / f"{name.replace('/', '-')}-{info.version}.npz"
-    staging = cache.with_name("incomplete")
-    prepare = functools.partial(tfds_builder.read_or_prepare, name, root, staging, source_dir)
+    prepare = functools.partial(tfds_builder.read_or_prepare, name, root, source_dir)
     try:
         data = _read_or_fill(cache, name, slices, prepare, info.space)
     except DatasetError as error:
@@ -166,14 +164,11 @@ def _read_or_fill(
     except DatasetError:
         raise
     except Exception as error:  # TFDS and array_record report I/O errors as many types
-        place = f"cannot prepare {cache.stem} in {cache.parent.parent}"
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            remedy = f"{place}: the disk is full, and {space} are needed"
-        elif isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
-            remedy = f"{place}: the folder cannot be written ({error.strerror})"
-        else:
-            remedy = f"{place} ({first_line(error)})"
-        raise DatasetError(f"{remedy}; name another folder as data_dir") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DatasetError(
+            f"cannot prepare {cache.stem} in {cache.parent.parent} ({reason}): as data_dir, name a "
+            f"folder that can be written and has {space} free"
+        ) from error
 
 
 def _read_cache(path: Path, contents: str, keys: Iterable[str]) -> dict[str, Dataset] | None:

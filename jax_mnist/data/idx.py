@@ -84,12 +84,10 @@ def read_array(path: Path, dimensions: int) -> np.ndarray:
                 raise ValueError(f"it is too small for the {size:,} bytes it announces")
             # One byte more reaches the end of the file, where gzip keeps its checksum.
             content = file.read(size + 1)
+            if len(content) != size:
+                more = "more" if len(content) > size else "fewer"
+                raise ValueError(f"it holds {more} than the {size:,} bytes it announces")
     except (OSError, ValueError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DatasetError(f"{path} is damaged or no IDX file ({reason}): replace it") from error
-    if len(content) != size:
-        more = "more" if len(content) > size else "fewer"
-        raise DatasetError(
-            f"{path} is damaged: it holds {more} than the {size:,} bytes it announces; replace it"
-        )
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -94,11 +94,11 @@ def read(paths: Mapping[str, list[Path]]) -> dict[str, Dataset]:
     if borders.mean() > 127.5:
         images = {split: 255 - part for split, part in images.items()}
     names = label_names(paths)
-    labels = {
-        split: np.array([names.index(path.parts[-2]) for path in part], np.int32)
-        for split, part in paths.items()
-    }
-    return {split: Dataset(images[split][..., None], labels[split]) for split in paths}
+    data = {}
+    for split, part in paths.items():
+        labels = np.array([names.index(path.parts[-2]) for path in part], np.int32)
+        data[split] = Dataset(images[split][..., None], labels)
+    return data
 
 
 def _read_image(path: Path) -> np.ndarray:

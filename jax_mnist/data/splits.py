@@ -30,16 +30,14 @@ def parse(split: str, counts: Mapping[str, int]) -> list[Slice]:
     Raises:
       DatasetError: The string is malformed, or names no examples or examples that do not exist.
     """
-    slices = []
     try:
-        for piece in re.split(r"\s*\+\s*", split):
-            slices += _parse_piece(piece, counts)
+        pieces = re.split(r"\s*\+\s*", split)
+        return [part for piece in pieces for part in _parse_piece(piece, counts)]
     except (TypeError, ValueError) as error:
         raise DatasetError(
             f"bad split {split!r}: {first_line(error)}; write 'train', 'test', 'train[:50000]', "
             "'train[80%:]' or 'train[:100]+test'"
         ) from error
-    return slices
 
 
 def _parse_piece(piece: str, counts: Mapping[str, int]) -> list[Slice]:

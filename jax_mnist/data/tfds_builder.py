@@ -48,15 +48,12 @@ def read(name: str, root: Path) -> dict[str, Dataset] | None:
     return None
 
 
-def read_or_prepare(
-    name: str, root: Path, staging: Path, source_dir: files.PathLike | None
-) -> dict[str, Dataset]:
+def read_or_prepare(name: str, root: Path, source_dir: files.PathLike | None) -> dict[str, Dataset]:
     """Reads all splits from the TFDS directory of a data set, and creates it if necessary.
 
     Args:
       name: A name in the catalogue.
-      root: The TFDS data folder.
-      staging: A folder for what is not yet complete; it is deleted before and after.
+      root: The TFDS data folder. What is not yet complete lies in its `jax_mnist/incomplete`.
       source_dir: The folder of the original files, or None for the default; see `datasets.load`.
 
     Raises:
@@ -71,7 +68,7 @@ def read_or_prepare(
             f"cannot prepare {name}, since tensorflow-datasets cannot be imported "
             f"({first_line(error)}): reinstall it"
         ) from error
-    return read(name, root) or _prepare(name, root, staging, source_dir)
+    return read(name, root) or _prepare(name, root, source_dir)
 
 
 def _decode(name: str, folder: Path) -> dict[str, Dataset]:
@@ -98,20 +95,17 @@ def _decode(name: str, folder: Path) -> dict[str, Dataset]:
     return data
 
 
-def _prepare(
-    name: str, root: Path, staging: Path, source_dir: files.PathLike | None
-) -> dict[str, Dataset]:
-    """Creates a TFDS directory and returns its contents."""
+def _prepare(name: str, root: Path, source_dir: files.PathLike | None) -> dict[str, Dataset]:
     import tensorflow_datasets as tfds
 
-    advice = "get it from {}" if source_dir else "reinstall jax_mnist"
     source_dir = source_dir or CATALOGUE[name].packaged
     builder_class = _builder_class(name, download=source_dir is None)
     if source_dir is not None:
         source_dir = files.expand_user(source_dir)
-        _verify(builder_class, source_dir, advice)
+        _verify(builder_class, source_dir)
     message = f"Preparing {name} in {root} (only once; this takes about ten seconds)"
     print(message, file=sys.stderr, flush=True)
+    staging = root / "jax_mnist" / "incomplete"
     shutil.rmtree(staging, ignore_errors=True)  # what an interrupted process left
     try:
         tfds.disable_progress_bar()
@@ -153,8 +147,18 @@ def _builder_class(name: str, download: bool) -> Any:
                 return str(folder)
 
             manager = types.SimpleNamespace(download_and_extract=fetch, extract=lambda path: path)
-            with _announced_download(self) if download else contextlib.nullcontext():
+            if not download:
                 return super()._split_generators(manager)
+            names = ", ".join(info.filename for info in self.url_infos.values())
+            advice = f"name a folder that holds {names} as source_dir"
+            print(f"Downloading from {self.URL} (or {advice})", file=sys.stderr, flush=True)
+            try:
+                # Without a network, TFDS itself would retry for more than three minutes.
+                urllib.request.urlopen(next(iter(self.url_infos)), timeout=10).close()
+                return super()._split_generators(manager)
+            except Exception as error:
+                message = f"cannot download from {self.URL} ({first_line(error)}): {advice}"
+                raise DatasetError(message) from error
 
         def _generate_examples(
             self, num_examples: int, data_path: Any, label_path: Any
@@ -170,30 +174,15 @@ def _builder_class(name: str, download: bool) -> Any:
     return Builder
 
 
-@contextlib.contextmanager
-def _announced_download(builder: Any) -> Iterator[None]:
-    """Announces a download, and turns the errors inside the block into a `DatasetError`."""
-    names = ", ".join(info.filename for info in builder.url_infos.values())
-    advice = f"name a folder that holds {names} as source_dir"
-    print(f"Downloading from {builder.URL} (or {advice})", file=sys.stderr, flush=True)
-    try:
-        # Without a network, TFDS itself would retry for more than three minutes.
-        urllib.request.urlopen(next(iter(builder.url_infos)), timeout=10).close()
-        yield
-    except Exception as error:
-        raise DatasetError(
-            f"cannot download from {builder.URL} ({first_line(error)}): {advice}"
-        ) from error
-
-
-def _verify(builder_class: Any, source_dir: Path, advice: str) -> None:
+def _verify(builder_class: Any, source_dir: Path) -> None:
     """Raises `DatasetError` unless the source files have the SHA-256 registered by TFDS."""
     for url, info in builder_class.url_infos.items():
-        path, remedy = source_dir / info.filename, advice.format(url)
+        path = source_dir / info.filename
         try:
             with path.open("rb") as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            reason = None if checksum == info.checksum else "its SHA-256 is another"
         except OSError as error:
-            raise DatasetError(f"cannot read {path} ({error.strerror}): {remedy}") from error
-        if checksum != info.checksum:
-            raise DatasetError(f"{path} is damaged or another file (SHA-256 differs): {remedy}")
+            reason = error.strerror
+        if reason:
+            raise DatasetError(f"cannot use {path} ({reason}): get it from {url}")

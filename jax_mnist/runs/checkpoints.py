@@ -63,59 +63,70 @@ def save(job: Job, progress: Progress, keep: int) -> None:
             pass
 
 
-def restore(job: Job, progress: Progress, step: int) -> Progress:
-    """Returns the progress of the runs at a step of which all of them have a checkpoint.
+def restore(job: Job, progress: Progress) -> Progress:
+    """Returns the progress at the newest step that all runs have an intact checkpoint of.
+
+    Damaged checkpoints are removed, each with a line on standard error.
 
     Args:
       job: The job to resume. Its runs may have been saved in other groups.
-      progress: The progress before the first step.
-      step: See `newest_common_step`.
+      progress: The progress before the first step, which is returned if there is no such step.
 
     Raises:
-      ConfigError: The data have changed since, or the checkpoint is of another network.
+      ConfigError: The data have changed since, the checkpoint is of another network, or see
+        `group_by_step`.
+      OSError: A checkpoint cannot be read; it is not removed.
     """
+    intact = [_intact(run) for run in job.runs]
+    for run, contents in zip(job.runs, intact, strict=True):
+        for path in (_path(run, step) for step in _steps(run) - contents.keys()):
+            path.unlink()
+            display.warn(f"{path} was damaged and has been removed")
+    step = max(set.intersection(*map(set, intact)), default=None)
+    if step is None:
+        return progress
     template = _with_key_data(progress.state)
-    saved = []
-    for run in job.runs:
-        path = _path(run, step)
-        try:
-            saved.append(_checked(_read(path), template))
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            message = f"{path} is of another network or version: name another folder"
-            raise ConfigError(message) from error
-        if saved[-1]["data"] != job.data_digests:
-            raise ConfigError(
-                f"{run.config.dataset} has changed since {path} was written: "
-                "bring it back, or name another folder for the run"
-            )
-    states = [contents["state"] for contents in saved]
-    states += states[-1:] * (len(progress.state.step) - len(states))  # to fill the mesh
-    stacked = jax.tree.map(lambda *rows: np.stack(rows), *states)
-    plain: TrainState = mesh_lib.put(job.mesh, stacked, mesh_lib.REPLICA)
-    epochs, partial = ([contents[part] for contents in saved] for part in ("epochs", "partial"))
+    saved = [
+        _checked(job, _path(run, step), contents[step], template)
+        for run, contents in zip(job.runs, intact, strict=True)
+    ]
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *saved)
+    # The last run fills the mesh.
+    replicas = np.minimum(np.arange(len(progress.state.step)), len(saved) - 1)
+    state = jax.tree.map(operator.itemgetter(replicas), stacked["state"])
+    plain: TrainState = mesh_lib.put(job.mesh, state, mesh_lib.REPLICA)
+    epochs = stacked["epochs"]
     return Progress(
         state=dataclasses.replace(plain, key=jax.random.wrap_key_data(plain.key)),
         step=step,
         epochs=tuple(
-            {key: np.array([of_run[key][number] for of_run in epochs]) for key in METRICS}
-            for number in range(len(epochs[0]["seconds"]))
+            {key: epochs[key][:, number] for key in METRICS}
+            for number in range(epochs["seconds"].shape[1])
         ),
-        partial=StepMetrics(**{k: np.stack([p[k] for p in partial]) for k in partial[0]}),
-        seconds=np.array([contents["seconds"] for contents in saved]),
+        partial=StepMetrics(**stacked["partial"]),
+        seconds=stacked["seconds"],
     )
 
 
-def _checked(contents: dict[str, Any], template: TrainState) -> dict[str, Any]:
-    """Validates the contents of a checkpoint, and gives its state the structure of `template`."""
-    state = serialization.from_state_dict(template, contents["state"])
-    expected = jax.tree.map(operator.itemgetter(0), template)
-    chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
-    if {*contents["epochs"]} != {*METRICS} or not contents["partial"]["loss"].ndim:
-        raise ValueError
-    return {
-        "state": state,
-        **{key: contents[key] for key in ("epochs", "partial", "seconds", "data")},
-    }
+def _checked(job: Job, path: Path, contents: Any, template: TrainState) -> dict[str, Any]:
+    """Validates the contents of a checkpoint; the state gets the structure of `template`."""
+    try:
+        state = serialization.from_state_dict(template, contents["state"])
+        expected = jax.tree.map(operator.itemgetter(0), template)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
+        if {*contents["epochs"]} != {*METRICS} or not contents["partial"]["loss"].ndim:
+            raise ValueError
+        parts = {key: contents[key] for key in ("epochs", "partial", "seconds")}
+        data_digests = contents["data"]
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        message = f"{path} is of another network or version: name another folder"
+        raise ConfigError(message) from error
+    if data_digests != job.data_digests:
+        raise ConfigError(
+            f"{job.runs[0].config.dataset} has changed since {path} was written: "
+            "bring it back, or name another folder for the run"
+        )
+    return parts | {"state": state}
 
 
 def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
@@ -123,8 +134,12 @@ def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
 
     Runs without a checkpoint form a group. A process that is killed while saving may
     leave runs at different steps: a run joins those furthest behind if it still has their step.
+
+    Raises:
+      ConfigError: A folder of checkpoints is a symbolic link, through which damaged files of
+        another folder would be removed.
     """
-    steps = {run.workdir: intact_steps(run) for run in runs}
+    steps = {run.workdir: {*_intact(run)} for run in runs}
     groups = [[run for run in runs if not steps[run.workdir]]]
     rest = [run for run in runs if steps[run.workdir]]
     while rest:
@@ -134,35 +149,19 @@ def group_by_step(runs: Sequence[Run]) -> list[list[Run]]:
     return [group for group in groups if group]
 
 
-def newest_common_step(runs: Sequence[Run]) -> int | None:
-    """The newest step that all runs have an intact checkpoint of, if there is any.
-
-    Damaged checkpoints are removed, each with a line on standard error.
-
-    Raises:
-      ConfigError: See `intact_steps`.
-      OSError: A checkpoint cannot be read; it is not removed.
-    """
-    intact = [intact_steps(run) for run in runs]
-    for run, steps in zip(runs, intact, strict=True):
-        for step in _steps(run) - steps:
-            _path(run, step).unlink()
-            display.warn(f"{_path(run, step)} was damaged and has been removed")
-    return max(set.intersection(*intact), default=None)
-
-
-def intact_steps(run: Run) -> set[int]:
-    """Returns the steps of a run's intact checkpoints.
-
-    Raises:
-      ConfigError: The folder of checkpoints is a symbolic link, through which damaged files of
-        another folder would be removed.
-    """
+def _intact(run: Run) -> dict[int, Any]:
+    """The contents of a run's intact checkpoints, by step."""
     if (run.workdir / CHECKPOINTS).is_symlink():
         raise ConfigError(
             f"{run.workdir / CHECKPOINTS} is a link: remove it, or name another folder"
         )
-    return {step for step in _steps(run) if _read(_path(run, step)) is not None}
+    intact = {}
+    for step in _steps(run):
+        data = _path(run, step).read_bytes()
+        digest, data = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(data).digest() == digest:
+            intact[step] = serialization.msgpack_restore(data)
+    return intact
 
 
 def _path(run: Run, step: int) -> Path:
@@ -172,15 +171,6 @@ def _path(run: Run, step: int) -> Path:
 def _steps(run: Run) -> set[int]:
     checkpoints = (run.workdir / CHECKPOINTS).glob("*.msgpack")
     return {int(path.stem) for path in checkpoints if path.stem.isdecimal()}
-
-
-def _read(path: Path) -> Any:
-    """Returns the contents of a checkpoint, or None if it is damaged."""
-    data = path.read_bytes()
-    digest, data = data[:_DIGEST], data[_DIGEST:]
-    if hashlib.sha256(data).digest() != digest:
-        return None
-    return serialization.msgpack_restore(data)
 
 
 def _with_key_data(state: TrainState) -> TrainState:

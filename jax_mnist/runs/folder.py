@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +15,16 @@ from ml_collections import ConfigDict
 from jax_mnist import config as config_lib
 from jax_mnist import files
 from jax_mnist.config import NO_EFFECT, ConfigError
-from jax_mnist.runs.record import load_record
+from jax_mnist.runs.record import is_label, load_record
 from jax_mnist.training.parts import AS_CONFIGURED, Overrides
 
-CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
+CONFIG, METRICS_FILE, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
 HISTORY = "history.pkl"  # written last: a run with a history is finished
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 _ELSEWHERE = "name another folder (--workdir=), or move this one aside (train.py --fresh)"
-_UNFINISHED = re.compile(  # what `files.write_atomically` leaves behind if it is killed
-    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, VARIABLES, HISTORY)))}|\d+\.msgpack)\.\d+\.tmp"
-)
+_FILES = "|".join(map(re.escape, (CONFIG, METRICS_FILE, VARIABLES, HISTORY)))
+# What `files.write_atomically` leaves behind if it is killed.
+_UNFINISHED = re.compile(rf"\.({_FILES}|\d+\.msgpack)\.\d+\.tmp")
 
 
 class Run(NamedTuple):
@@ -58,24 +58,23 @@ def replicas(
     Raises:
       ConfigError: The folder holds one run but several are asked for, or the other way round.
     """
-    inner = seed_folders(workdir, CONFIG, HISTORY)
-    own = (workdir / CONFIG).exists() or (workdir / HISTORY).exists()
-    other = ""
-    if config.replicas > 1 and own:
-        other = "a run of one seed"
-    elif config.replicas == 1 and inner:
-        other = f"runs of several seeds, such as {inner[0].name}"
-    if other:
+    several = config.replicas > 1
+    if _holds_run(workdir) if several else seed_folders(workdir, CONFIG, HISTORY):
+        content = "a run of one seed" if several else "runs of several seeds"
         raise ConfigError(
-            f"{workdir} holds {other}, but config.replicas is {config.replicas}: {_ELSEWHERE}"
+            f"{workdir} holds {content}, but config.replicas is {config.replicas}: {_ELSEWHERE}"
         )
     runs = []
     for seed in range(config.seed, config.seed + config.replicas):
         one = config.copy_and_resolve_references()
         one.update(seed=seed, replicas=1)
-        folder = workdir / f"seed-{seed}" if config.replicas > 1 else workdir
+        folder = workdir / f"seed-{seed}" if several else workdir
         runs.append(Run(name, one, folder, overrides))
     return runs
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / CONFIG).exists() or (folder / HISTORY).exists()
 
 
 def seed_folders(workdir: Path, *names: str) -> list[Path]:
@@ -95,7 +94,7 @@ def check_name(name: str) -> None:
     Raises:
       ConfigError: The name is empty or too long, or has characters that are not allowed.
     """
-    if not name.isprintable() or not 0 < len(name) <= 64 or "/" in name:
+    if not is_label(name) or "/" in name:
         raise ConfigError(
             f"the name of a run must have 1 to 64 printable characters and no slash; got {name!r}"
         )
@@ -108,47 +107,26 @@ def is_finished(run: Run) -> bool:
       ConfigError: The folder holds another run, finished or not.
       RecordError: The history cannot be read.
     """
-    finished = (run.workdir / HISTORY).exists()
-    there = config_lib.with_defaults(_settings_in(run.workdir) or run.settings())
-    here = run.settings()
+    history, begun = run.workdir / HISTORY, run.workdir / CONFIG
+    here = there = run.settings()
+    finished = history.exists()
+    if finished:
+        there = load_record(history)["config"]
+    elif begun.exists():
+        try:
+            there = {**json.loads(begun.read_bytes())}
+        except (TypeError, ValueError, RecursionError):
+            raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
+    there = config_lib.with_defaults(there)
+    pairs = {key: (there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())}
     differences = ", ".join(
-        f"{key} is {there.get(key)!r:.64} there, {here.get(key)!r:.64} here"
-        for key in sorted(there.keys() | here.keys())
-        if key not in NO_EFFECT and not _equal(there.get(key), here.get(key))
+        f"{key} is {a!r:.64} there, {b!r:.64} here"
+        for key, (a, b) in pairs.items()
+        if key not in NO_EFFECT and (type(a) is not type(b) or a != b)
     )
     if differences:
         raise ConfigError(f"{run.workdir} holds another run ({differences}): {_ELSEWHERE}")
     return finished
-
-
-def _settings_in(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run that a folder holds, finished or not; None if it holds none."""
-    if (folder / HISTORY).exists():
-        settings: dict[str, Any] = load_record(folder / HISTORY)["config"]
-        return settings
-    begun = folder / CONFIG
-    if not begun.exists():
-        return None
-    try:
-        settings = json.loads(begun.read_bytes())
-        if not isinstance(settings, dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{begun} is damaged: remove it, or name another folder") from None
-    return settings
-
-
-def _equal(there: Any, here: Any) -> bool:
-    return type(there) is type(here) and bool(there == here)
-
-
-def group_by_program(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups runs that one compiled program can train as its replicas."""
-    groups: dict[Any, list[Run]] = {}
-    for run in runs:
-        shared, _ = config_lib.split(run.config)
-        groups.setdefault((shared, run.overrides), []).append(run)
-    return [*groups.values()]
 
 
 @contextlib.contextmanager
@@ -195,7 +173,7 @@ def move_aside(workdir: Path) -> Path | None:
       ConfigError: It holds something else, or another process trains there.
     """
     inner = seed_folders(workdir, CONFIG, HISTORY)
-    if not (inner or (workdir / CONFIG).exists() or (workdir / HISTORY).exists()):
+    if not (inner or _holds_run(workdir)):
         if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
             return None
         raise ConfigError(f"{workdir} holds no run, so it is not moved: name another folder")

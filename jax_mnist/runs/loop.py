@@ -104,7 +104,7 @@ def build(runs: Sequence[Run]) -> tuple[Job, Progress]:
     """Prepares runs for training.
 
     Args:
-      runs: A group from `folder.group_by_program`.
+      runs: A group from `trainer.groups_to_train`.
 
     Returns:
       The job, and the progress before the first step.
@@ -132,7 +132,10 @@ def build(runs: Sequence[Run]) -> tuple[Job, Progress]:
     values = [config_lib.split(of_replica)[1] for of_replica in configs]
     hyper, state = init_replicas(recipe, values, [of_replica.seed for of_replica in configs])
 
+    # As many steps in a call as divide an epoch and take about a second.
     steps = examples // config.batch_size
+    of_device = len(configs) // mesh_lib.size(mesh, mesh_lib.REPLICA)
+    most = MAX_STEPS_PER_CALL["cpu" if jax.default_backend() == "cpu" else "gpu"] // of_device
     job = Job(
         runs=runs,
         recipe=recipe,
@@ -144,7 +147,7 @@ def build(runs: Sequence[Run]) -> tuple[Job, Progress]:
         data_digests=digests,
         epochs=config.epochs,
         steps_per_epoch=steps,
-        chunk=steps_per_call(steps, len(configs) // mesh_lib.size(mesh, mesh_lib.REPLICA)),
+        chunk=mesh_lib.largest_divisor(steps, max(1, most)),
     )
     none = np.empty((3, len(runs), 0), np.float32)
     return job, Progress(state, 0, (), StepMetrics(*none), np.zeros(len(runs)))
@@ -181,13 +184,6 @@ def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
     return constants
 
 
-def steps_per_call(steps: int, replicas: int = 1) -> int:
-    """The number of steps in a call of `train_steps`: a divisor of the steps of an epoch."""
-    backend = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    most = MAX_STEPS_PER_CALL[backend] // replicas
-    return mesh_lib.largest_divisor(steps, max(1, most))
-
-
 def training(job: Job, progress: Progress) -> Iterator[Progress]:
     """Trains, and yields the progress after every call of the compiled program.
 
@@ -215,16 +211,12 @@ def training(job: Job, progress: Progress) -> Iterator[Progress]:
         yield progress
 
 
-def evaluate(job: Job, state: TrainState, probabilities: bool = False) -> list[Evaluation]:
+def evaluate(job: Job, state: TrainState) -> list[Evaluation]:
     """Evaluates each run on the validation examples; see `evaluate_replicas`."""
     variables = jax.vmap(inference_variables)(job.hyper, state)
+    model, normalization = job.recipe.model, job.recipe.normalization
     evaluations = evaluate_replicas(
-        job.recipe.model,
-        variables,
-        job.validation,
-        probabilities=probabilities,
-        normalization=job.recipe.normalization,
-        mesh=job.mesh,
+        model, variables, job.validation, normalization=normalization, mesh=job.mesh
     )
     return evaluations[: len(job.runs)]
 

@@ -11,20 +11,21 @@ import io
 import json
 import math
 import time
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from jax_mnist import files
-from jax_mnist.runs.folder import METRICS, Run
+from jax_mnist.runs.folder import METRICS_FILE, Run
 from jax_mnist.runs.loop import Job, Progress
 from jax_mnist.runs.record import Mistake, Record, rank_mistakes
 
 EVENTS = "events.out.tfevents.jax_mnist"
 
 # The part before the slash is a section of TensorBoard's page.
-_TAGS = {
+TAGS = {
     "train_loss": "loss/train",
     "train_accuracy": "accuracy/train",
     "validation_loss": "loss/validation",
@@ -42,24 +43,18 @@ def begin(job: Job, progress: Progress) -> None:
       OSError: A file could not be written; the message is one line.
     """
     for number, run in enumerate(job.runs):
-        _begin(run, progress.epochs_of(number))
+        epochs = [*enumerate(progress.epochs_of(number), 1)]
+        files.write_atomically(run.workdir / METRICS_FILE, b"".join(starmap(_line, epochs)))
+        if run.config.tensorboard:
+            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-
-def _begin(run: Run, epochs: list[dict[str, float]]) -> None:
-    lines = [_line(number, metrics) for number, metrics in enumerate(epochs, 1)]
-    files.write_atomically(run.workdir / METRICS, b"".join(lines))
-    if run.config.tensorboard:
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-
-        path = run.workdir / EVENTS
-        data = _events(
-            {"file_version": "brain.Event:2"},
-            {"summary": hparams_pb(run.settings(), str(run.workdir))},
-            *(_scalars(number, metrics) for number, metrics in enumerate(epochs, 1)),
-        )
-        # A viewer keeps the file open at an offset, so the file is overwritten in place: an epoch
-        # always has the same offset.
-        _write(path, "r+b" if path.exists() else "wb", data)
+            hparams = {"summary": hparams_pb(run.settings(), str(run.workdir))}
+            version = {"file_version": "brain.Event:2"}
+            # A viewer keeps the file open at an offset, so the file is overwritten in place: an
+            # epoch always has the same offset.
+            path = run.workdir / EVENTS
+            data = _events(version, hparams, *starmap(_scalars, epochs))
+            _write(path, "r+b" if path.exists() else "wb", data)
 
 
 def add(job: Job, progress: Progress) -> None:
@@ -67,7 +62,7 @@ def add(job: Job, progress: Progress) -> None:
     for number, run in enumerate(job.runs):
         epochs = progress.epochs_of(number)
         if len(epochs) == len(progress.epochs):
-            _write(run.workdir / METRICS, "ab", _line(len(epochs), epochs[-1]))
+            _write(run.workdir / METRICS_FILE, "ab", _line(len(epochs), epochs[-1]))
             if run.config.tensorboard:
                 _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), epochs[-1])))
 
@@ -92,8 +87,8 @@ def _image(rank: int, mistake: Mistake, names: list[str]) -> Any:
     image = Summary.Image(
         encoded_image_string=data.getvalue(), width=size[0], height=size[1], colorspace=1
     )
-    said = f"{names[mistake.prediction]} ({mistake.probability:.0%})"
-    tag = f"misclassified/{rank:02} true {names[mistake.label]}, predicted {said}"
+    prediction = f"{names[mistake.prediction]} ({mistake.probability:.0%})"
+    tag = f"misclassified/{rank:02} true {names[mistake.label]}, predicted {prediction}"
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
@@ -106,7 +101,7 @@ def _scalars(epoch: int, metrics: dict[str, float]) -> dict[str, Any]:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-    values = [scalar_pb(_TAGS[key], value).value[0] for key, value in metrics.items()]
+    values = [scalar_pb(TAGS[key], value).value[0] for key, value in metrics.items()]
     return {"step": epoch, "summary": Summary(value=values)}
 
 

@@ -189,11 +189,9 @@ def _parse(data: bytes) -> Record:
     except Exception as error:  # damaged data can raise anything
         raise RecordError(f"not a record: it is damaged ({type(error).__name__})") from error
     schema = record.get("schema") if type(record) is dict else None
-    if type(schema) is not int:
-        raise RecordError("not a record: it has no schema number")
     if schema not in (3, SCHEMA):
         raise RecordError(
-            f"it has schema {schema!s:.9}, this version of jax_mnist reads schema {SCHEMA}: "
+            f"it has schema {schema!r:.9}, this version of jax_mnist reads schema {SCHEMA}: "
             "install the version that wrote it, or train again"
         )
     _read_fields(record, schema)
@@ -267,17 +265,11 @@ def _read_fields(record: Record, schema: int) -> None:
 
 def _array_of_lists(value: Any, dtype: type, sizes: list[int]) -> np.ndarray:
     """Makes an array of nested lists; `sizes` are those of axes that an empty list leaves open."""
-    shape: list[int] = []
-    level = [value]
-    for size in sizes:
-        shape.append(len(level[0]) if level else size)
-        if {*map(type, level)} - {list} or {*map(len, level)} - {shape[-1]}:
-            raise ValueError("not lists of one length")
-        level = list(itertools.chain.from_iterable(level))
+    objects = np.array(value, object)  # lists in it are of unequal lengths; text takes no copies
     wide = float if issubclass(dtype, np.floating) else int
-    if {*map(type, level)} - {wide}:
+    if {*map(type, objects.flat)} - {wide}:
         raise ValueError("other values than numbers of this kind")
-    exact = np.array(level, wide).reshape(shape)
+    exact = objects.astype(wide).reshape(objects.shape if objects.size else sizes)
     with np.errstate(over="ignore"):
         array: np.ndarray = exact.astype(dtype)
     if not np.array_equal(array, exact, equal_nan=True):

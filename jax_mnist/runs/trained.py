@@ -1,4 +1,4 @@
-"""What a finished run leaves, its record and its variables: making, writing and loading them."""
+"""What a finished run leaves, its record and its variables: making and loading them."""
 
 import functools
 import hashlib
@@ -15,24 +15,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_mnist import files
 from jax_mnist.config import with_defaults
 from jax_mnist.files import PathLike
 from jax_mnist.nn.cnn import parameter_count
-from jax_mnist.runs.folder import HISTORY, VARIABLES, Run, finished_folders
+from jax_mnist.runs.folder import HISTORY, VARIABLES, finished_folders
 from jax_mnist.runs.loop import Job, Progress, evaluate
-from jax_mnist.runs.record import (
-    METRICS,
-    SCHEMA,
-    Record,
-    RecordError,
-    has_diverged,
-    load_record,
-    save_record,
-)
+from jax_mnist.runs.record import METRICS, SCHEMA, Record, RecordError, has_diverged, load_record
 from jax_mnist.training import recipe
 from jax_mnist.training.augment import Normalization
-from jax_mnist.training.evaluation import Evaluation
 from jax_mnist.training.parts import Overrides
 from jax_mnist.training.state import inference_variables
 
@@ -40,52 +30,45 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _PACKAGES = ("jax_mnist", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
-def make_results(job: Job, progress: Progress) -> list[tuple[Record, dict[str, Any]]]:
-    """The record of every run, as `record` describes it, and its variables as NumPy arrays."""
-    evaluations = evaluate(job, progress.state, probabilities=True)
+def make_results(job: Job, progress: Progress) -> list[tuple[Record, bytes]]:
+    """The record of every run, and the file of its variables; empty if the run diverged."""
+    evaluations = evaluate(job, progress.state)
     variables = jax.device_get(jax.vmap(inference_variables)(job.hyper, progress.state))
-    validation = jax.device_get(job.validation)
+    images, labels = jax.device_get(job.validation)
+    device = jax.devices()[0]
     results = []
     for number, (run, evaluation) in enumerate(zip(job.runs, evaluations, strict=True)):
         of_run = jax.tree.map(operator.itemgetter(number), variables)
         epochs = progress.epochs_of(number)
-        record = _describe(job, run, validation, evaluation) | {
+        prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
+        wrong = np.flatnonzero(prediction != labels).astype(np.int32)
+        record = {
+            "schema": SCHEMA,
+            "name": run.name,
+            "config": run.settings(),
+            "seed": run.config.seed,
+            "predictions": {
+                "label": labels.astype(np.int32),
+                "prediction": prediction,
+                "probabilities": evaluation.probabilities.astype(np.float32),
+            },
+            "mistakes": {"index": wrong, "images": images[wrong, :, :, 0]},
+            "normalization": job.recipe.normalization._asdict(),
+            "label_names": list(job.label_names),
+            "packages": {"python": platform.python_version()}
+            | {package: metadata.version(package) for package in _PACKAGES},
+            "device": {
+                "platform": device.platform,
+                "kind": _device_kind(device),
+                "count": 1 if job.mesh is None else job.mesh.size,
+            },
             "metrics": {key: np.array([epoch[key] for epoch in epochs]) for key in METRICS},
             "parameters": parameter_count(of_run["params"]),
         }
-        sound = not has_diverged(record)
-        record["variables_sha256"] = hashlib.sha256(_to_bytes(of_run)).hexdigest() if sound else ""
-        results.append((record, of_run))
+        data = b"" if has_diverged(record) else flax.serialization.msgpack_serialize(of_run)
+        record["variables_sha256"] = hashlib.sha256(data).hexdigest() if data else ""
+        results.append((record, data))
     return results
-
-
-def _describe(job: Job, run: Run, validation: Any, evaluation: Evaluation) -> Record:
-    """The parts of a record that do not depend on its epochs and variables."""
-    images, labels = validation
-    prediction = evaluation.probabilities.argmax(-1).astype(np.int32)
-    wrong = np.flatnonzero(prediction != labels).astype(np.int32)
-    device = jax.devices()[0]
-    return {
-        "schema": SCHEMA,
-        "name": run.name,
-        "config": run.settings(),
-        "seed": run.config.seed,
-        "predictions": {
-            "label": labels.astype(np.int32),
-            "prediction": prediction,
-            "probabilities": evaluation.probabilities.astype(np.float32),
-        },
-        "mistakes": {"index": wrong, "images": images[wrong, :, :, 0]},
-        "normalization": job.recipe.normalization._asdict(),
-        "label_names": list(job.label_names),
-        "packages": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in _PACKAGES},
-        "device": {
-            "platform": device.platform,
-            "kind": _device_kind(device),
-            "count": 1 if job.mesh is None else job.mesh.size,
-        },
-    }
 
 
 def _device_kind(device: jax.Device) -> str:
@@ -94,18 +77,6 @@ def _device_kind(device: jax.Device) -> str:
         model_name = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE)
         return model_name[1] if model_name else device.device_kind
     return device.device_kind
-
-
-def save_results(workdir: Path, record: Record, variables: dict[str, Any]) -> None:
-    """Writes the variables, unless the run diverged, then the record, which marks it finished."""
-    if record["variables_sha256"]:
-        files.write_atomically(workdir / VARIABLES, _to_bytes(variables))
-    save_record(workdir / HISTORY, record)
-
-
-def _to_bytes(variables: dict[str, Any]) -> bytes:
-    data: bytes = flax.serialization.msgpack_serialize(variables)
-    return data
 
 
 def load_variables(workdir: PathLike) -> dict[str, Any]:
@@ -171,13 +142,20 @@ def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNe
         network.
       OSError: The weights cannot be read.
     """
-    records = _load_sound_records(Path(workdir))
+    folders = finished_folders(Path(workdir))
+    if not folders:
+        raise RecordError(f"{workdir} holds no finished run: train one, or name another folder")
+    records = {folder: load_record(folder / HISTORY) for folder in folders}
+    records = {folder: r for folder, r in records.items() if not has_diverged(r)}
+    if not records:
+        raise RecordError(f"{workdir} holds a run that diverged: it has no weights to use")
     config = next(iter(records.values()))["config"]
-    trained, given = config.get("model"), Overrides(model).names().get("model")
-    if trained != given:
+    names = config.get("model"), Overrides(model).names().get("model")
+    if names[0] != names[1]:
+        stored, passed = ("of the config" if name is None else str(name)[:64] for name in names)
         raise RecordError(
-            f"{workdir} holds {_network_name(trained)}, not {_network_name(given)}: pass the model "
-            "to predict.load_network that was passed to train"
+            f"{workdir} holds the network {stored}, not the network {passed}: pass the model to "
+            "predict.load_network that was passed to train"
         )
     model = model or recipe.make_model(ConfigDict(with_defaults(config)))
     expected = {"batch_stats": {}} | jax.eval_shape(  # which a network without norms lacks
@@ -189,19 +167,3 @@ def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNe
             raise RecordError(f"{folder} holds weights of another network")
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *variables.values())
     return TrainedNetwork(list(records.values()), model, stacked)
-
-
-def _network_name(name: str | None) -> str:
-    return "the config's network" if name is None else f"the network {name:.64}"
-
-
-def _load_sound_records(workdir: Path) -> dict[Path, Record]:
-    """Returns the records of all replicas that did not diverge, by folder; at least one."""
-    folders = finished_folders(workdir)
-    if not folders:
-        raise RecordError(f"{workdir} holds no finished run: train one, or name another folder")
-    records = {folder: load_record(folder / HISTORY) for folder in folders}
-    sound = {f: record for f, record in records.items() if not has_diverged(record)}
-    if not sound:
-        raise RecordError(f"{workdir} holds a run that diverged: it has no weights to use")
-    return sound

@@ -3,22 +3,23 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
 from jax_mnist import config as config_lib
+from jax_mnist import files
 from jax_mnist.files import PathLike
 from jax_mnist.nn.cnn import CNN, layer_table
 from jax_mnist.runs import checkpoints, compiler, display, folder, loop, metric_writers
 from jax_mnist.runs.display import Observer
-from jax_mnist.runs.folder import HISTORY, Run
+from jax_mnist.runs.folder import HISTORY, VARIABLES, Run
 from jax_mnist.runs.loop import Job, Progress
-from jax_mnist.runs.record import Record, load_record
+from jax_mnist.runs.record import Record, load_record, save_record
 from jax_mnist.runs.signals import StoppedError, stop_signals
-from jax_mnist.runs.trained import make_results, save_results
+from jax_mnist.runs.trained import make_results
 from jax_mnist.training.parts import Augment, Loss, MakeOptimizer, Overrides
 from jax_mnist.training.recipe import make_model
 
@@ -110,12 +111,12 @@ def groups_to_train(runs: Sequence[Run]) -> list[list[Run]]:
       ConfigError: A folder holds a run of another config.
       RecordError: A folder holds a history that cannot be read.
     """
-    unfinished = [run for run in runs if not folder.is_finished(run)]
-    return [
-        group
-        for of_program in folder.group_by_program(unfinished)
-        for group in checkpoints.group_by_step(of_program)
-    ]
+    of_program: dict[Any, list[Run]] = {}
+    for run in runs:
+        if not folder.is_finished(run):
+            shared, _ = config_lib.split(run.config)
+            of_program.setdefault((shared, run.overrides), []).append(run)
+    return [group for same in of_program.values() for group in checkpoints.group_by_step(same)]
 
 
 def train_together(
@@ -124,7 +125,7 @@ def train_together(
     """Trains runs as the replicas of one program, and writes the files of each.
 
     In each run's folder these are `metrics.jsonl`, and at the end `variables.msgpack` and
-    `history.pkl`, see `trained` and `history`. The time of an epoch is shared evenly by the runs.
+    `history.pkl`, see `trained` and `record`. The time of an epoch is shared evenly by the runs.
     Training resumes at the newest step that all of them have a checkpoint of, to the same result.
 
     A run whose loss is not finite ends there: a line on standard error says where and why, its
@@ -150,7 +151,10 @@ def train_together(
         # Locks the folders and finds out where to begin.
         for run in runs:
             stack.enter_context(folder.exclusive(run))
-        progress = _resume(job, progress)
+        progress = checkpoints.restore(job, progress)
+        if progress.step:
+            place = display.position(job, progress.step)
+            display.warn(f"{display.who(runs)}: resuming {place}")
         stopping = stack.enter_context(stop_signals())
         metric_writers.begin(job, progress)
         observe(job, progress)
@@ -165,7 +169,7 @@ def train_together(
             observe(job, progress)
             if stopping or (epoch_ended and len(progress.epochs) % policy.every == 0):
                 checkpoints.save(job, progress, policy.keep)
-            if stopping and not _is_complete(job, progress):
+            if stopping and len(progress.epochs) < job.epochs and progress.active.any():
                 position = display.position(job, progress.step)
                 message = f"stopped and saved {position}; run the same command again to resume"
                 raise StoppedError(message, stopping[0])
@@ -174,22 +178,12 @@ def train_together(
         results = make_results(job, progress)
         for run, (record, variables) in zip(runs, results, strict=True):
             metric_writers.end(run, record)
-            save_results(run.workdir, record, variables)
+            if variables:
+                files.write_atomically(run.workdir / VARIABLES, variables)
+            save_record(run.workdir / HISTORY, record)
         if stopping:
             raise StoppedError("stopped after the last step; the results are saved", stopping[0])
         return [record for record, _ in results]
-
-
-def _resume(job: Job, progress: Progress) -> Progress:
-    step = checkpoints.newest_common_step(job.runs)
-    if step is None:
-        return progress
-    display.warn(f"{display.who(job.runs)}: resuming {display.position(job, step)}")
-    return checkpoints.restore(job, progress, step)
-
-
-def _is_complete(job: Job, progress: Progress) -> bool:
-    return len(progress.epochs) == job.epochs or not progress.active.any()
 
 
 def _report_divergence(job: Job, before: Progress, after: Progress) -> None:

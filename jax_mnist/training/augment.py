@@ -116,8 +116,8 @@ def _inverse(
     # Undoes the shift, then the scale and rotation, then the shear.
     matrix = jnp.array([[cos, -sin], [sin + slant * cos, cos - slant * sin]]) / scale
     centre = jnp.array([(side - 1) / 2 for side in size])
-    moved = centre + jnp.array([shift[1], shift[0]])
-    return matrix, centre - (matrix * moved).sum(-1)  # a GPU's matrix product is less precise
+    place = centre + jnp.array([shift[1], shift[0]])
+    return matrix, centre - (matrix * place).sum(-1)  # a GPU's matrix product is less precise
 
 
 def _cos_sin(degrees: ArrayLike) -> tuple[Array, Array]:

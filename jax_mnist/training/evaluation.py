@@ -49,11 +49,8 @@ def predict(
     chex.assert_shape(images, (None, 28, 28, 1))
     chex.assert_type(images, jnp.uint8)
 
-    def predict_replicas(variables: dict[str, Any], images: Array) -> Array:
-        def predict_one(variables: dict[str, Any]) -> Array:
-            return _logits(model, normalization, variables, images)
-
-        return over_replicas(predict_one)(variables)
+    def predict_replicas(variables: dict[str, Any], images: Array) -> Any:
+        return over_replicas(functools.partial(_logits, model, normalization, images))(variables)
 
     specs, out = (P(REPLICA), P(DATA)), P(REPLICA, DATA)
     result: Array = spread(mesh, predict_replicas, specs, out)(variables, images)
@@ -61,7 +58,7 @@ def predict(
 
 
 def _logits(
-    model: nn.Module, normalization: Normalization, variables: dict[str, Any], images: Array
+    model: nn.Module, normalization: Normalization, images: Array, variables: dict[str, Any]
 ) -> Array:
     x = normalize(images.astype(jnp.float32) / 255, *normalization)
     logits: Array = model.apply(variables, x, train=False)  # type: ignore[assignment]
@@ -73,8 +70,6 @@ def evaluate_replicas(
     variables: dict[str, Any],
     data: Dataset,
     batch_size: int = 200,
-    *,
-    probabilities: bool = False,
     normalization: Normalization = MNIST,
     mesh: Mesh | None = None,
 ) -> list[Evaluation]:
@@ -85,27 +80,18 @@ def evaluate_replicas(
       variables: As in `predict`.
       data: The examples, best on the devices.
       batch_size: Examples that a replica evaluates at a time on each device along the axis `data`.
-      probabilities: Whether to fetch the probabilities; otherwise they are `[0, classes]`.
       normalization: The constants used in training.
       mesh: The devices.
     """
-    # One program serves both: the probabilities are computed, but stay on the devices.
-    *sums, on_devices = _evaluate(
-        model, variables, data, batch_size, normalization=normalization, mesh=mesh
-    )
-    losses, correct = jax.device_get(sums)
-    replicas, _, _, classes = on_devices.shape
-    shares = np.empty((replicas, 0, classes), np.float32)
-    if probabilities:
-        shares = jax.device_get(on_devices)
+    sums = _evaluate(model, variables, data, batch_size, normalization, mesh)
     n = len(data.labels)
     return [
         Evaluation(
-            loss=float(losses[replica].sum(dtype=np.float64) / n),
-            accuracy=float(correct[replica].sum() / n),
-            probabilities=shares[replica].reshape(-1, shares.shape[-1])[:n],
+            loss=float(losses.sum(dtype=np.float64) / n),
+            accuracy=float(correct.sum() / n),
+            probabilities=shares.reshape(-1, shares.shape[-1])[:n],
         )
-        for replica in range(len(losses))
+        for losses, correct, shares in zip(*jax.device_get(sums), strict=True)
     ]
 
 
@@ -115,7 +101,6 @@ def _evaluate(
     variables: dict[str, Any],
     data: Dataset,
     batch_size: int,
-    *,
     normalization: Normalization,
     mesh: Mesh | None,
 ) -> tuple[Array, Array, Array]:
@@ -130,7 +115,7 @@ def _evaluate(
     def evaluate_batch(
         variables: dict[str, Any], images: Array, labels: Array
     ) -> tuple[Array, Array, Array]:
-        log_shares = jax.nn.log_softmax(_logits(model, normalization, variables, images))
+        log_shares = jax.nn.log_softmax(_logits(model, normalization, images, variables))
         loss = -jnp.take_along_axis(log_shares, labels[:, None], axis=1)[:, 0]
         return (
             jnp.where(labels >= 0, loss, 0).sum(),
@@ -160,7 +145,5 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates one network on all of `data`, in batches of `batch_size`."""
     variables = jax.tree.map(lambda v: v[None], variables)
-    (evaluation,) = evaluate_replicas(
-        model, variables, data, batch_size, probabilities=True, normalization=normalization
-    )
+    (evaluation,) = evaluate_replicas(model, variables, data, batch_size, normalization)
     return evaluation

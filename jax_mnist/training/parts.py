@@ -88,6 +88,6 @@ def _name(part: Any) -> str:
     if isinstance(part, nn.Module):
         fields = [f for f in dataclasses.fields(part) if f.name not in ("parent", "name")]
         values = {f.name: getattr(part, f.name) for f in fields}
-        given = [f"{f.name}={values[f.name]!r}" for f in fields if values[f.name] != f.default]
-        text = f"{type(part).__name__}({', '.join(given)})"
+        changes = [f"{f.name}={values[f.name]!r}" for f in fields if values[f.name] != f.default]
+        text = f"{type(part).__name__}({', '.join(changes)})"
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())

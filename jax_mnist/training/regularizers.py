@@ -1,5 +1,7 @@
 """Regularisers that change a batch or the point at which its gradient is taken: pure functions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def mixup(key: Array, images: Array, alpha: ArrayLike) -> tuple[Array, Array]:
     return share * images + (1 - share) * images[partners(len(images))], share
 
 
-def sam_perturbation(params: optax.Params, gradient: optax.Updates, radius: ArrayLike) -> Array:
+def sam_perturbation(params: optax.Params, gradient: optax.Updates, radius: ArrayLike) -> Any:
     """The weights within `radius` with the highest loss, to first order.
 
     `p + radius * g / |g|`, with the norm over all parameters. Sharpness-aware minimisation updates
@@ -60,5 +62,4 @@ def sam_perturbation(params: optax.Params, gradient: optax.Updates, radius: Arra
     """
     tiny = jnp.finfo(jnp.float32).tiny  # a gradient of zero leaves the weights
     scale = radius / jnp.maximum(optax.tree.norm(gradient), tiny)
-    moved: Array = jax.tree.map(lambda p, g: p + scale * g, params, gradient)
-    return moved
+    return jax.tree.map(lambda p, g: p + scale * g, params, gradient)

@@ -38,29 +38,25 @@ class TrainState:
     average: optax.EmaState | None
 
 
-def _init(recipe: Recipe, hyper: Hyper, seed: ArrayLike) -> TrainState:
+def init(recipe: Recipe, hyper: Hyper, seed: ArrayLike) -> TrainState:
     """The state before the first step. Everything random in the run follows from `seed`."""
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = recipe.model.init(init_key, jnp.zeros((1, 28, 28, 1)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    average = optax.ema(hyper["ema"]) if recipe.enabled("ema") else None
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         key=key,
         params=params,
         batch_stats=batch_stats,
         opt_state=make_optimizer(recipe, hyper, 0.0).init(params),
-        average=optax.ema(hyper["ema"]).init((params, batch_stats))
-        if recipe.enabled("ema")
-        else None,
+        average=average and average.init((params, batch_stats)),
     )
-
-
-init = functools.partial(jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)(_init)
 
 
 @functools.partial(jit, static_argnames="recipe", compiler_options=COMPILE_QUICKLY)
 def _init_all(recipe: Recipe, hyper: Hyper, seeds: ArrayLike) -> TrainState:
-    state: TrainState = jax.vmap(functools.partial(_init, recipe))(hyper, seeds)
+    state: TrainState = jax.vmap(functools.partial(init, recipe))(hyper, seeds)
     return state
 
 
@@ -74,8 +70,8 @@ def init_replicas(
       spread over the mesh's axis `replica`.
     """
     hyper = jax.tree.map(lambda *values: np.array(values, np.float32), *hypers)
-    placed = mesh_lib.put(recipe.mesh, (hyper, np.array(seeds)), mesh_lib.REPLICA)
-    return placed[0], _init_all(recipe, *placed)
+    hyper, seeds = mesh_lib.put(recipe.mesh, (hyper, np.array(seeds)), mesh_lib.REPLICA)
+    return hyper, _init_all(recipe, hyper, seeds)
 
 
 def inference_variables(hyper: Hyper, state: TrainState) -> dict[str, Any]:

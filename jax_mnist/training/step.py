@@ -31,6 +31,9 @@ class StepMetrics(NamedTuple):
     learning_rate: Array | np.ndarray
 
 
+StepResult = tuple[TrainState, StepMetrics]
+
+
 def epoch_order(key: Array, epoch: ArrayLike, examples: int, batch_size: int) -> Array:
     """The order in which an epoch visits the examples: a fresh permutation every epoch.
 
@@ -58,13 +61,13 @@ def epoch_orders(
     return jax.lax.with_sharding_constraint(orders, sharding)
 
 
-def _train_step(
+def train_step(
     recipe: Recipe,
     hyper: Hyper,
     state: TrainState,
     data: Dataset,
     index: ArrayLike,
-) -> tuple[TrainState, StepMetrics]:
+) -> StepResult:
     """One step on the examples `index` of `data`.
 
     Args:
@@ -121,9 +124,6 @@ def _augment(recipe: Recipe, hyper: Hyper, state: TrainState, images: Array) -> 
     return jax.vmap(augment_one)(example_keys(recipe.mesh, key, len(images)), images)
 
 
-train_step = jit(_train_step, static_argnames="recipe")
-
-
 @functools.partial(jit, static_argnames="recipe", donate_argnames="state")
 def train_steps(
     recipe: Recipe,
@@ -131,7 +131,7 @@ def train_steps(
     state: TrainState,
     data: Dataset,
     order: ArrayLike,
-) -> tuple[TrainState, StepMetrics]:
+) -> StepResult:
     """Many steps of several replicas, in one program.
 
     Args:
@@ -148,24 +148,15 @@ def train_steps(
     order = jnp.asarray(order)
     chex.assert_rank(order, 3)
     chex.assert_tree_shape_prefix((hyper, state.step), order.shape[:1])
-    step = functools.partial(_train_step, recipe)
+    scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
 
-    def train_replicas(
-        hyper: Hyper, state: TrainState, data: Dataset, order: Array
-    ) -> tuple[TrainState, StepMetrics]:
-        def train_one(
-            hyper: Hyper, state: TrainState, order: Array
-        ) -> tuple[TrainState, StepMetrics]:
-            scan = jax.lax.scan if jax.default_backend() == "cpu" else packing.scan
-
-            def one(state: TrainState, index: Array) -> tuple[TrainState, StepMetrics]:
-                return step(hyper, state, data, index)
-
-            return scan(one, state, order)
+    def train_replicas(hyper: Hyper, state: TrainState, data: Dataset, order: Array) -> StepResult:
+        def train_one(hyper: Hyper, state: TrainState, order: Array) -> StepResult:
+            return scan(lambda s, index: train_step(recipe, hyper, s, data, index), state, order)
 
         return over_replicas(train_one)(hyper, state, order)
 
     specs = (P(REPLICA), P(REPLICA), P(), P(REPLICA, None, DATA))
     train = spread(recipe.mesh, train_replicas, specs, P(REPLICA))
-    result: tuple[TrainState, StepMetrics] = train(hyper, state, data, order)
+    result: StepResult = train(hyper, state, data, order)
     return result

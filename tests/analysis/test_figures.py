@@ -15,12 +15,11 @@ from matplotlib.text import Text
 from PIL import Image
 from records import diverged, make_record
 
-from jax_mnist.analysis import figures, table
+from jax_mnist.analysis import claims, figures, table
 from jax_mnist.analysis.study import Study
 from jax_mnist.runs.record import rank_mistakes, save_record
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = ("bn", "l1", "l2", "l1_l2", "gbn", "gbn_l1", "gbn_l2", "gbn_l1_l2")
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -38,15 +37,17 @@ def eight(epochs=20, seeds=1):
             losses=0.3 * 0.07**way * (1.01 - 1e-3 * number) * 1.01**seed,
             examples=10_000,
         )
-        for number, name in enumerate(NAMES)
+        for number, name in enumerate(claims.ORIGINAL)
         for seed in range(seeds)
     ]
 
 
 def hardest(**fields):
-    return figures.hardest(
-        Study([make_record(mistakes=40, seed=seed, **fields) for seed in range(3)])
-    )
+    return figures.hardest(Study([make_record(mistakes=40, seed=s, **fields) for s in range(3)]))
+
+
+def mistaken(mistakes, **fields):
+    return figures.misclassified(make_record(mistakes=mistakes, **fields))
 
 
 class Recorder(RendererAgg):
@@ -73,12 +74,9 @@ FIGURES = {
     "accuracy of eight": lambda: figures.curves(eight(), "accuracy", "10,000 test images"),
     "loss of ten seeds": lambda: figures.curves(eight(seeds=10), "loss"),
     "1 epoch": lambda: figures.curves(eight(1), "loss"),
-    "long names": lambda: figures.curves(
-        [make_record(f"{i}_" + "mno" * 10) for i in "abc"], "loss"
-    ),
+    "long names": lambda: figures.curves([make_record(i + "mno" * 10) for i in "abc"], "loss"),
     "broken runs": lambda: figures.curves(
-        [make_record(losses=[0.2, np.inf, np.nan]), make_record("bn", losses=[0.2, 0.0, -1.0])],
-        "loss",
+        [make_record(losses=[0.2, *ends]) for ends in ((np.inf, np.nan), (0.0, -1.0))], "loss"
     ),
     "only a broken run": lambda: figures.curves([make_record(losses=[np.nan] * 3)], "loss"),
     "all right": lambda: figures.curves([make_record(accuracies=(0.1, 1.0, 1.0))], "accuracy"),
@@ -87,11 +85,9 @@ FIGURES = {
     ),
     "hardest digits": lambda: hardest(),
     "hardest clothes": lambda: hardest(label_names=FASHION),
-    "mistaken clothes": lambda: figures.misclassified(
-        make_record(mistakes=40, label_names=FASHION)
-    ),
-    "one mistake": lambda: figures.misclassified(make_record(mistakes=1)),
-    "no mistake": lambda: figures.misclassified(make_record(mistakes=0)),
+    "mistaken clothes": lambda: mistaken(40, label_names=FASHION),
+    "one mistake": lambda: mistaken(1),
+    "no mistake": lambda: mistaken(0),
     "confusion": lambda: figures.confusion([make_record(mistakes=30)]),
     "confusion of clothes": lambda: figures.confusion([make_record(label_names=FASHION)]),
     "confusion of many": lambda: figures.confusion(
@@ -106,13 +102,13 @@ def test_texts_are_readable_and_do_not_overlap(name):
     figure = FIGURES[name]()
     assert figure.get_figwidth() == 8
     figure.set_dpi(100)
-    found = texts(figure)
-    assert len(found) >= 2 - (name == "no mistake")
-    for text, box in found:
+    shown = texts(figure)
+    assert len(shown) >= 2 - (name == "no mistake")
+    for text, box in shown:
         assert text.get_fontsize() >= 9, text  # 12 pixels in a picture 800 pixels wide
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
         assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
-    for (one, a), (other, b) in itertools.combinations(found, 2):
+    for (one, a), (other, b) in itertools.combinations(shown, 2):
         if one.get_rotation() % 90 == 0 == other.get_rotation() % 90:  # else a box is too large
             width = min(a.x1, b.x1) - max(a.x0, b.x0)
             height = min(a.y1, b.y1) - max(a.y0, b.y0)
@@ -120,18 +116,17 @@ def test_texts_are_readable_and_do_not_overlap(name):
 
 
 def test_files_are_sharp_small_and_the_same_each_time(tmp_path):
+    file = tmp_path / "deep" / "picture.png"
     for name in ("1 epoch", "one mistake"):
-        figures.save(FIGURES[name](), tmp_path / "deep" / "picture.png")
-        assert os.listdir(tmp_path / "deep") == ["picture.png"]
-        assert (tmp_path / "deep" / "picture.png").read_bytes() == figures.png(FIGURES[name]())
-        with Image.open(tmp_path / "deep" / "picture.png") as image:
-            pixels = np.asarray(image.convert("RGB"))
+        figures.save(FIGURES[name](), file)
+        assert os.listdir(file.parent) == ["picture.png"]
+        assert file.read_bytes() == figures.png(FIGURES[name]())
+        pixels = np.asarray(Image.open(file).convert("RGB"))
         assert pixels.shape[1] == 1600 and 300 < pixels.shape[0] < 2200
         assert (pixels[0] == 255).all() and (pixels[:, -1] == 255).all()  # a white margin
         assert pixels.min() < 50
-    (tmp_path / "file").write_bytes(b"kept")
     with pytest.raises(OSError, match="cannot be written: Not a directory; nothing was changed"):
-        figures.save(FIGURES["no mistake"](), tmp_path / "file" / "picture.png")
+        figures.save(FIGURES["no mistake"](), file / "picture.png")
 
 
 def legend_of(figure):
@@ -139,23 +134,24 @@ def legend_of(figure):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "lines", "bands", "named"),
+    ("seeds", "lines", "bands", "names"),
     [(1, 2, 0, []), (5, 7, 0, ["single seeds"]), (6, 2, 1, ["95 % interval"])],
 )
 def test_a_panel_shows_a_variant_its_seeds_or_their_interval_and_the_others(
-    seeds, lines, bands, named
+    seeds, lines, bands, names
 ):
-    figure = figures.curves([r for r in eight(seeds=seeds) if r["name"] in ("bn", "l1")], "loss")
+    records = eight(seeds=seeds)[: 2 * seeds]
+    figure = figures.curves(records, "loss")
     for axes, name in zip(figure.axes, ("bn", "l1"), strict=True):
         assert (len(axes.get_lines()), len(axes.collections)) == (lines, bands)
         assert axes.get_title().startswith(f"{name}\n")
     mean, *_, grey = figure.axes[1].get_lines()
-    expected = np.mean([r["metrics"]["validation_loss"] for r in eight(seeds=seeds)[:seeds]], 0)
+    expected = np.mean([r["metrics"]["validation_loss"] for r in records[:seeds]], axis=0)
     np.testing.assert_allclose(grey.get_ydata(), expected)
     assert mean.get_xdata()[0] == 1 and mean.get_color() == "#0072B2"
     mean_name = "mean over seeds, with its last value"
-    assert legend_of(figure) == [mean_name, *named, "means of the others"]
-    alone = figures.curves(eight(seeds=seeds)[:seeds], "loss")
+    assert legend_of(figure) == [mean_name, *names, "means of the others"]
+    alone = figures.curves(records[:seeds], "loss")
     assert "means of the others" not in legend_of(alone) and len(alone.axes) == 1
 
 
@@ -212,7 +208,7 @@ def test_the_axes_have_a_few_ticks_whatever_their_range(accuracies):
 
 def test_misclassified_images_have_their_labels_the_surest_first():
     # Of 40 images 30 are wrong; image j has probability 0.5 + j / 1024, so the last come first.
-    record = make_record(mistakes=30, seed=4)
+    record = make_record(mistakes=30)
     figure = figures.misclassified(record)
     assert len(figure.axes) == 25 and not any(axes.axison for axes in figure.axes)
     positions = record["mistakes"]["index"][::-1][:25]
@@ -222,21 +218,15 @@ def test_misclassified_images_have_their_labels_the_surest_first():
         assert panel.get_title() == f"true {true}\nsaid {said} ({percent} %)"
         (image,) = panel.get_images()
         assert (image.get_array() == 29 - rank).all() and image.get_clim() == (0, 255)
-    assert figure.get_suptitle() == "gbn, seed 4: the 25 surest of 30 mistakes on 40 images"
-    seven = figures.misclassified(make_record(mistakes=7))
-    assert seven.get_suptitle() == "gbn, seed 0: 7 mistakes on 40 images"
-    assert FIGURES["no mistake"]().get_suptitle() == "gbn, seed 0: no mistake on 40 images"
+    titles = {30: "the 25 surest of 30 mistakes", 7: "7 mistakes", 0: "no mistake"}
+    for mistakes, title in titles.items():
+        assert mistaken(mistakes).get_suptitle() == f"gbn, seed 0: {title} on 40 images"
 
 
 def test_equally_sure_mistakes_stay_in_the_order_of_the_data_and_nan_comes_last():
-    record = make_record(examples=200, mistakes=100)
-    record["predictions"]["probabilities"][:] = 0.5
-    record["predictions"]["probabilities"][100:] = 0.75
-    positions = record["mistakes"]["index"].tolist()
-    record["predictions"]["probabilities"][positions[3]] = np.nan
-    expected = [p for p in positions if p >= 100] + [p for p in positions if p < 100]
-    expected.append(expected.pop(expected.index(positions[3])))
-    assert [m.position for m in rank_mistakes(record, 100)] == expected
+    record = make_record(examples=6, mistakes=6)
+    record["predictions"]["probabilities"][:] = np.array([[0.5, np.nan, 0.5, 0.7, 0.5, 0.7]]).T
+    assert [m.position for m in rank_mistakes(record, 9)] == [3, 5, 0, 2, 4, 1]
 
 
 def test_a_confusion_matrix_shows_counts_colours_errors_alone_and_says_each_accuracy():
@@ -265,49 +255,45 @@ def test_a_confusion_matrix_shows_counts_colours_errors_alone_and_says_each_accu
 
 def test_mistakes_are_drawn_of_a_single_variant_or_of_all_with_safe_names():
     def names(records, every=False):
-        curves = ["validation_accuracy.png", "validation_loss.png"]
-        found = [name for name, _ in figures.of_runs(records, every)]
-        assert found[:2] == curves
-        return found[2:]
+        files = [name.removesuffix(".png") for name, _ in figures.of_runs(records, every)]
+        assert files[:2] == ["validation_accuracy", "validation_loss"]
+        return files[2:]
 
-    assert names([make_record("../a b")]) == ["confusion_.._a_b.png", "misclassified_.._a_b.png"]
-    two = [make_record("é", seed) for seed in (0, 3)]
-    of_two = ["confusion_é.png", "misclassified_é_seed_0.png", "misclassified_é_seed_3.png"]
-    assert names(two) == of_two
+    assert names([make_record("../a b")]) == ["confusion_.._a_b", "misclassified_.._a_b"]
+    of_two = ["confusion_é", "misclassified_é_seed_0", "misclassified_é_seed_3"]
+    assert names([make_record("é", seed) for seed in (0, 3)]) == of_two
     several = [make_record("a b"), make_record("a/b"), make_record("a/b")]
     assert names(several) == []
-    of_all = [f"{kind}_{n}_a_b" for n in (1, 2) for kind in ("confusion", "misclassified")]
-    assert names(several, every=True) == [
-        *(f"{name}.png" for name in of_all), "confusion_3_a_b_2.png", "misclassified_3_a_b_2.png"
-    ]  # fmt: skip
+    of_all = [
+        f"{k}_{n}" for n in ("1_a_b", "2_a_b", "3_a_b_2") for k in ("confusion", "misclassified")
+    ]
+    assert names(several, every=True) == of_all
 
 
-def run(*command):
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+def run(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_drawing_leaves_global_settings_alone():
     before = dict(matplotlib.rcParams)
-    for draw in (FIGURES["1 epoch"], FIGURES["confusion"]):
-        draw()
+    FIGURES["1 epoch"]()
     assert dict(matplotlib.rcParams) == before
     names = "{'jax', 'matplotlib.pyplot'}"
     code = f"import jax_mnist.analysis.report, sys; print({names} & set(sys.modules))"
-    process = run(sys.executable, "-c", code)
+    process = run("-c", code)
     assert process.stdout == "set()\n", process.stderr
 
 
 def test_the_script_draws_a_comparison_and_of_a_single_run_its_mistakes(tmp_path):
     for name in ("bn", "gbn"):
-        save_record(tmp_path / "runs" / name / "history.pkl", make_record(name, mistakes=2))
-    paths = (tmp_path / "runs" / "bn" / "history.pkl", tmp_path / "runs" / "gbn")  # file, folder
+        save_record(tmp_path / name / "history.pkl", make_record(name, mistakes=2))
+    file, folder = tmp_path / "bn" / "history.pkl", tmp_path / "gbn"
     curves = ["validation_accuracy.png", "validation_loss.png"]
     of_one = [*curves, "confusion_gbn.png", "misclassified_gbn.png"]
-    for runs, expected in ((paths, curves), (paths[1:], of_one)):
-        out = tmp_path / "new" / str(len(runs))
-        process = run(sys.executable, "scripts/plot.py", *runs, "--out", out)
+    for paths, expected in (((file, folder), curves), ((folder,), of_one)):
+        out = tmp_path / "new" / str(len(paths))
+        process = run("scripts/plot.py", *paths, "--out", out)
         assert (process.returncode, process.stderr) == (0, "")
         assert process.stdout.splitlines() == [str(out / name) for name in expected]
         assert sorted(os.listdir(out)) == sorted(expected)
@@ -317,7 +303,7 @@ def test_the_script_refuses_bad_files_in_one_line(tmp_path):
     good, bad = tmp_path / "good.pkl", tmp_path / "bad.pkl"
     save_record(good, make_record())
     bad.write_bytes(pickle.dumps(eval))
-    process = run(sys.executable, "scripts/plot.py", good, bad, "--out", tmp_path / "out")
+    process = run("scripts/plot.py", good, bad, "--out", tmp_path / "out")
     assert (process.returncode, process.stdout) == (2, "")
     (line,) = process.stderr.splitlines()
     assert line.startswith(f"plot.py: {str(bad)!r}: ") and "not a record" in line

@@ -38,8 +38,7 @@ def reproduce(tmp_path):
             ["bash", ROOT / "benchmarks" / "reproduce.sh", *arguments],
             cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        lines = (tmp_path / "notes").read_text().splitlines()
-        return result, [line.split() for line in lines if not line.startswith("-c ")]
+        return result, [*map(str.split, (tmp_path / "notes").read_text().splitlines())]
 
     return run
 
@@ -51,24 +50,22 @@ def test_every_step_of_the_help_calls_scripts_configs_and_fields_that_exist(repr
     steps = re.findall(r"^(\w+) +\d+ (?:minutes|hours?) ", page.stdout, re.MULTILINE)
     assert steps and {path.stem for path in (tmp_path / "out").glob("*.txt")} == set(steps)
     for script, *arguments in commands:
-        assert (ROOT / script).exists()
         names = [word for word in arguments if not re.match("-|.*=", word)]
-        assert all((ROOT / "configs" / f"{name}.py").exists() for name in names), arguments
+        files = [ROOT / script, *(ROOT / "configs" / f"{name}.py" for name in names)]
+        assert all(file.exists() for file in files), arguments
         fields = re.findall(r"(?:--config\.|--vary )(\w+)=", " ".join(arguments))
         assert set(fields) <= set(config.base()), arguments
 
 
 def test_finished_steps_are_skipped_and_a_step_that_fails_leaves_no_text(reproduce, tmp_path):
     result, commands = reproduce("out", "layer", "choice")
-    text = tmp_path / "out" / "layer.txt"
+    text, choice = (tmp_path / "out" / f"{step}.txt" for step in ("layer", "choice"))
     assert text.read_text() == "printed\n" and len(commands) == 4
     text.unlink()
     result, commands = reproduce("out", "choice", "layer", status=1)
     assert result.returncode == 1 and commands == [["benchmarks/layer.py"]]
-    choice = tmp_path / "out" / "choice.txt"
-    assert result.stdout.splitlines() == [
-        f"choice: finished already, see {choice}", "layer: running", "printed",
-    ]  # fmt: skip
+    finished = f"choice: finished already, see {choice}"
+    assert result.stdout.splitlines() == [finished, "layer: running", "printed"]
     assert not text.exists()
 
 

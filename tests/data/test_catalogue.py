@@ -18,18 +18,14 @@ def test_names_versions_and_label_names_are_those_of_tfds(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fashon_mnist", "unknown dataset 'fashon_mnist': did you mean 'fashion_mnist'?"),
-        ("emnist/digts", "unknown dataset 'emnist/digts': did you mean 'emnist/digits'?"),
-        ("cifar10", "unknown dataset 'cifar10': expected one of mnist, fashion_mnist, kmnist"),
-        ("./nowhere", "no folder './nowhere': expected one of"),
-        ("~nobody_at_all/x", "no folder '~nobody_at_all/x': expected one of"),
+        ("emnist/digts", "did you mean 'emnist/digits'? expected one of mnist, fashion_mnist,"),
+        ("./nowhere", "expected one of mnist, fashion_mnist,"),
+        ("~nobody_at_all/x", "expected one of mnist, fashion_mnist,"),
     ],
 )
 def test_unknown_names_are_refused(name, message, tmp_path):
-    for use in (catalogue.check_name, datasets.label_names):
+    for use in (datasets.label_names, lambda name: datasets.load(name, "train", tmp_path)):
         with pytest.raises(datasets.DatasetError) as error:
             use(name)
-        assert str(error.value).startswith(message) and "\n" not in str(error.value)
-    with pytest.raises(datasets.DatasetError):
-        datasets.load(name, "train", tmp_path)
+        assert str(error.value).startswith(f"unknown dataset or folder {name!r}: {message}")
     assert not list(tmp_path.iterdir())

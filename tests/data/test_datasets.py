@@ -58,8 +58,9 @@ def test_cached_load_imports_no_tfds():
 
 
 def test_whoever_loads_at_the_same_time_prepares_once(small, capfd):
+    source = small.served.rename(small.served.with_name("copied by hand"))  # the server has none
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(small.check, [small.served] * 2))
+        list(pool.map(small.check, [source] * 2))
     assert files_below(small.data_dir) == COMPLETE
     assert capfd.readouterr().err.count("Preparing kmnist") == 1
 
@@ -96,44 +97,33 @@ class Exploding:
         return pytest.fail, ("a pickle was opened",)
 
 
-def change_images(change):
-    """Changes the images in a way that only the digest, and no checksum of the file, can tell."""
-
-    def damage(data, path):
-        with np.load(path) as archive:
-            arrays = dict(archive)
-        np.savez(path, **arrays | {"train_images": change(arrays["train_images"])})
-        return path.read_bytes()
-
-    return damage
-
-
-DAMAGES = {
-    "flipped": change_images(lambda images: images ^ 1),
-    "without_an_image": change_images(lambda images: images[1:]),
-    "pickled": change_images(lambda images: np.array([Exploding()], object)),
-    "empty": lambda data, _: b"",
-    "truncated": lambda data, _: data[:30_000],
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_cache_is_rebuilt_from_the_tfds_directory(prepared, caplog, damage):
+def test_damaged_cache_is_rebuilt_from_the_tfds_directory(prepared, caplog):
     shutil.rmtree(prepared.served)
     content = prepared.cache.read_bytes()
-    prepared.cache.write_bytes(damage(content, prepared.cache))
-    caplog.clear()
-    prepared.check()
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{prepared.cache} is damaged or out of date and will be rewritten"
-    ]
-    assert len(prepared.cache.read_bytes()) == len(content)
+    with np.load(prepared.cache) as archive:
+        arrays = dict(archive)
+
+    def write(images):  # which only the digest, and no checksum of the file, can tell
+        np.savez(prepared.cache, **arrays | {"train_images": images})
+
+    for damage in (
+        lambda: write(arrays["train_images"] ^ 1),
+        lambda: write(np.array([Exploding()], object)),
+        lambda: prepared.cache.write_bytes(content[:30_000]),
+    ):
+        damage()
+        caplog.clear()
+        prepared.check()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{prepared.cache} is damaged or out of date and will be rewritten"
+        ]
+        assert prepared.cache.read_bytes() == content
 
 
 def test_cache_of_another_dataset_is_not_taken(prepared):
     shutil.copy(prepared.cache, prepared.cache.with_name("fashion_mnist-3.0.1.npz"))
     message = error_of("fashion_mnist", "train", prepared.data_dir, prepared.served)
-    assert "another file" in message
+    assert "its SHA-256 is another" in message
 
 
 @pytest.mark.parametrize("limit", [5_000, 100_000])
@@ -148,11 +138,6 @@ def test_full_disk(small, limit):
     assert "File too large" in message and "data_dir" in message
     assert files_below(small.data_dir) == []
     small.check()
-
-
-def test_bad_split(tmp_path):
-    assert error_of("mnist", "train[:x]", tmp_path).startswith("bad split 'train[:x]': ")
-    assert not list(tmp_path.iterdir())
 
 
 def is_a_file(tmp_path, patch):
@@ -171,23 +156,21 @@ def without_a_home(tmp_path, patch):
 @pytest.mark.parametrize(
     ("obstacle", "message"),
     [
-        (is_a_file, r"cannot prepare .* in .*: the folder cannot be written \(Not a directory\)"),
+        (is_a_file, r"cannot prepare .* in .*/data \(Not a directory\): as data_dir, name a"),
         (without_tfds, "cannot prepare .*, since tensorflow-datasets cannot be imported .*: rein"),
-        (without_a_home, r"cannot prepare .* in /dev/null/~.*: the folder cannot be written"),
+        (without_a_home, r"cannot prepare .* in /dev/null/~.* \(Not a directory\): as data_dir"),
     ],
 )
 def test_where_tfds_cannot_serve_the_packages_own_files_give_the_same_mnist(
     obstacle, message, tmp_path, monkeypatch, capsys
 ):
-    expected = {split: datasets.load("mnist", split) for split in ("train", "test")}
+    expected = datasets.load("mnist", "test")
     obstacle(tmp_path, monkeypatch)
     data_dir = None if obstacle is without_a_home else tmp_path / "data"
     for _ in range(2):
-        for split, data in expected.items():
-            found = datasets.load("mnist", split, data_dir)
-            np.testing.assert_array_equal(found.images, data.images)
-            np.testing.assert_array_equal(found.labels, data.labels)
-            assert found.labels.dtype == np.int32
+        data = datasets.load("mnist", "test", data_dir)
+        np.testing.assert_array_equal(data.images, expected.images)
+        np.testing.assert_array_equal(data.labels, expected.labels, strict=True)
     (line,) = capsys.readouterr().err.splitlines()  # said once
     assert re.match(message, line) and line.endswith("the copy of mnist in this package is read")
     assert re.match(message, error_of("kmnist", "test", data_dir))

@@ -110,7 +110,3 @@ def test_a_header_that_announces_many_bytes_takes_no_memory(tmp_path, suffix):
     path.write_bytes(gzip.compress(header) if suffix else header)
     with pytest.raises(datasets.DatasetError, match="too small for the 1,683,627,180,032 bytes"):
         idx.read_array(path, 3)
-
-
-def test_a_folder_without_the_files_is_refused(tmp_path):
-    assert "holds neither train-images-idx3-ubyte nor" in error_of(str(tmp_path), "train")

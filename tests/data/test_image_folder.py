@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from idx_files import digits, error_of, files_below
+from idx_files import as_multiset, digits, error_of, files_below
 from PIL import Image
 
 from jax_mnist.data import datasets, image_folder
@@ -21,10 +21,6 @@ def write(folder, change=lambda image: image, suffix="png"):
             path.parent.mkdir(parents=True, exist_ok=True)
             change(Image.fromarray(image)).save(path)
     return folder
-
-
-def by_pixels(images, labels):
-    return sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
 
 
 @pytest.fixture
@@ -44,8 +40,8 @@ def test_pictures_of_28x28_are_read_as_they_are(load, folder, capsys):
         images, labels = load(split)
         assert images.shape == (60, 28, 28, 1) and images.dtype == np.uint8
         assert labels.dtype == np.int32
-        numbers = [NAMES.index(names[label]) for label in labels]
-        assert by_pixels(images, numbers) == by_pixels(*(array[:60] for array in digits(split)))
+        numbers = np.array([NAMES.index(names[label]) for label in labels])
+        assert as_multiset(images, numbers) == as_multiset(*(a[:60] for a in digits(split)))
     train, test = capsys.readouterr().err.splitlines()
     assert train.startswith(f"{folder / 'train'}: 60 images (eight ")
     assert test.startswith(f"{folder / 'test'}: 60 images (eight ")
@@ -131,7 +127,7 @@ def remove_labels(folder):
             lambda folder: (folder / "test").rename(folder / ".test"),
             "bad split 'test': the splits are train, not 'test'",
         ),
-        (remove_labels, "nor pictures: name a folder of IDX files, or one with pictures as SPLIT/"),
+        (remove_labels, "neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz, nor pict"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(folder, tmp_path, damage, message):

@@ -4,12 +4,11 @@ import functools
 
 import hypothesis
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from jax_mnist.data import splits
-from jax_mnist.data.types import Dataset, DatasetError
+from jax_mnist.data.types import DatasetError
 
 COUNTS = {"train": 60_000, "test": 10_000}
 
@@ -87,16 +86,3 @@ pieces = st.one_of(
 @hypothesis.given(st.lists(pieces, min_size=1, max_size=3).map("+".join))
 def test_any_split_as_tfds_reads_it_or_refused(split):
     check(split)
-
-
-def test_slices_are_taken_and_joined_in_their_order():
-    train, test = (Dataset(np.arange(n), np.arange(n) % 10) for n in (50, 20))
-    counts = {"train": 50, "test": 20}
-    for split, images in (
-        ("train[40:]", train.images[40:]),
-        ("test[-10%:]", test.images[18:]),
-        ("test[:7]+train[-5:]", np.concatenate([test.images[:7], train.images[-5:]])),
-    ):
-        part = splits.take({"train": train, "test": test}, splits.parse(split, counts))
-        np.testing.assert_array_equal(part.images, images)
-        np.testing.assert_array_equal(part.labels, images % 10)

@@ -52,12 +52,6 @@ def test_download_is_a_directory_that_tfds_reads(small, capfd):
     check_that_tfds_reads("kmnist", small.folder, small.data_dir, expected)
 
 
-def test_source_dir(small):
-    source = small.served.rename(small.served.with_name("copied by hand"))  # the server has none
-    small.check(source)
-    assert files_below(small.data_dir) == COMPLETE
-
-
 def test_emnist_comes_in_one_archive(small, tmp_path, monkeypatch):
     path = small.served / "gzip.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -87,30 +81,27 @@ def test_damaged_source_file(tmp_path):
     file = source / "train-labels-idx1-ubyte.gz"
     file.write_bytes(flip(file.read_bytes(), 1000))
     message = error_of("mnist", "train", tmp_path / "data", source)
-    assert message.startswith(f"{file} is damaged or another file") and "https://" in message
+    assert message.startswith(f"cannot use {file} (its SHA-256 is another): get it from https://")
     file.unlink()
     message = error_of("mnist", "train", tmp_path / "data", source)
-    assert str(file) in message and "No such file" in message and "get it from" in message
+    assert message.startswith(f"cannot use {file} (No such file or directory): get it from")
     assert files_below(tmp_path / "data") == []
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "emnist/digits"])
-def test_no_network(name, tmp_path, monkeypatch, capfd):
+def test_no_network(tmp_path, monkeypatch, capfd):
     # Nothing listens on this port, so every download fails, whatever the machine can reach.
-    for scheme in ("http", "https"):
-        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it has read them already
     start = time.monotonic()
-    message = error_of(name, "train", tmp_path)
+    message = error_of("fashion_mnist", "train", tmp_path)
     assert time.monotonic() - start < 30  # TFDS itself would take more than three minutes
     assert message.startswith("cannot download from http") and "refused" in message
-    files = ["gzip.zip"] if name == "emnist/digits" else ALL_FILES
     printed = capfd.readouterr()
     assert printed.out == "" and "Downloading from http" in printed.err
     for text in (message, printed.err):
-        assert "source_dir" in text and all(file in text for file in files)
+        assert "source_dir" in text and all(file in text for file in ALL_FILES)
     assert files_below(tmp_path) == []
 
 

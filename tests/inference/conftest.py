@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_scripts import ForkedScripts
 from records import make_record
 
 from jax_mnist import config
@@ -51,10 +50,3 @@ def images():
 def recorded():
     """The probabilities that each replica recorded, `[2, 12, 10]`."""
     return np.load(TRAINED / "probabilities.npy")
-
-
-@pytest.fixture(scope="session")
-def scripts():
-    """Runs scripts."""
-    with ForkedScripts() as scripts:
-        yield scripts

@@ -48,23 +48,19 @@ def test_the_script_names_drawn_digits(run, scripts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "message"),
+    ("name", "argument", "message"),
     [
-        ("predict.py", ["nowhere", "a.png"], "nowhere holds no finished run"),
-        ("predict.py", ["nowhere"], "name the folder of a run, and one or more pictures"),
-        ("predict.py", ["RUN", "a.png"], "'a.png': No such file"),
-        ("export.py", ["nowhere"], "nowhere holds no finished run"),
-        ("export.py", [], "name the folder of one run"),
-        ("export.py", ["RUN", "--out=file/x"], "'file/x': cannot be written: Not a directory"),
-        ("plot.py", [], "name the folders of one or more runs, or their history.pkl"),
+        ("predict", "a.png", "'a.png': No such file or directory"),
+        ("export", "--out=file/x", "'file/x': cannot be written: Not a directory"),
     ],
 )
-def test_bad_arguments_end_in_one_line(run, scripts, name, arguments, message, tmp_path):
+def test_a_file_that_cannot_be_used_is_named_in_one_line(
+    run, scripts, name, argument, message, tmp_path
+):
     (tmp_path / "file").touch()
-    arguments = [run if argument == "RUN" else argument for argument in arguments]
-    result = scripts.run(ROOT / "scripts" / name, *arguments, cwd=tmp_path)
-    assert result.returncode == 2 and result.stdout == ""
-    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    result = scripts.run(ROOT / "scripts" / f"{name}.py", run, argument, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{name}.py: {message}") and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("weights", [b"\x01", b"\x80", b"\x81\xa6params\x80"])

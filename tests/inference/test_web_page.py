@@ -47,10 +47,10 @@ def probabilities(network, images):
 
 
 def test_test_images_get_the_probabilities_of_the_python_model(page, network, recorded):
-    images = datasets.load("mnist", "test[:200]").images[..., 0]
+    images = datasets.load("mnist", "test[:80]").images[..., 0]
     results = page.evaluate(
         "images => seeds.map(weights => images.map(image => classify(network, weights, image)))",
-        images.reshape(200, -1).tolist(),
+        images.reshape(80, -1).tolist(),
     )
     np.testing.assert_allclose(results, probabilities(network, images), atol=1e-4)
     np.testing.assert_allclose(np.array(results)[:, :12], recorded, atol=1e-4)
@@ -92,11 +92,8 @@ def check_that_the_drawing_is_placed(page, image):
 
 DRAWINGS = [
     SEVEN,
-    [[(0.5, 0.1), (0.52, 0.9)]],
     [[(0.45, 0.55), (0.55, 0.6)]],
-    [[(0.02, 0.3), (0.9, 0.31), (0.7, 0.99)]],  # over the edges
-    [*SEVEN, [(0.95, 0.95)]],  # with a dot far away
-    [[(0.6, 0.2), (0.4, 0.3), (0.42, 0.7), (0.7, 0.75), (0.65, 0.5), (0.4, 0.6)]],
+    [[(0.02, 0.3), (0.9, 0.31), (0.7, 0.99)], [(0.05, 0.95)]],  # over the edges, and a dot
 ]
 
 
@@ -116,15 +113,15 @@ def test_strokes_are_placed_as_a_picture_is_and_named(page, network):
 
 def test_images_are_placed_as_pictures_are(page):
     """Images of the test set, enlarged in several sizes, and with a speck."""
-    images = datasets.load("mnist", "test[:30]").images[..., 0]
+    images = datasets.load("mnist", "test[:12]").images[..., 0]
     for number, image in enumerate(images):
         large = np.pad(np.kron(image, np.ones((1 + number % 4,) * 2)), 10 + number) / 255
         large[3, 5] = 1
-        placed_by_page = page.evaluate(
+        image_of_page = page.evaluate(
             "([ink, side]) => [...centre(ink, side, side)]", [large.ravel().tolist(), len(large)]
         )
         expected = pictures.centre(1 - large).astype(int).ravel()
-        np.testing.assert_allclose(placed_by_page, expected, atol=1)
+        np.testing.assert_allclose(image_of_page, expected, atol=1)
 
 
 def test_clear_is_reached_with_the_keyboard_and_forgets_the_drawing(page):

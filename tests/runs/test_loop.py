@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from rounding import Rounded, assert_close
-from tiny import config, kept
+from tiny import config, copy_of
 
 from jax_mnist.runs import loop
 from jax_mnist.runs.folder import Run
@@ -35,17 +35,17 @@ def assert_same(progress, expected, **tolerance):
 
 
 def test_progress_comes_after_every_call_and_epochs_when_they_end(three):
-    job, seen = three
+    job, progresses = three
     assert (job.steps_per_epoch, job.chunk) == (4, 2)
-    assert [(p.step, len(p.epochs)) for p in seen] == [(0, 0), (2, 0), (4, 1), (6, 1), (8, 2)]
-    assert [p.partial.loss.shape for p in seen] == [(3, n) for n in (0, 2, 4, 2, 4)]
-    assert [(p.seconds > 0).all() for p in seen] == [False, True, False, True, False]
+    assert [(p.step, len(p.epochs)) for p in progresses] == [(0, 0), (2, 0), (4, 1), (6, 1), (8, 2)]
+    assert [p.partial.loss.shape for p in progresses] == [(3, n) for n in (0, 2, 4, 2, 4)]
+    assert [(p.seconds > 0).all() for p in progresses] == [False, True, False, True, False]
 
 
 def test_training_resumes_from_any_progress_to_the_same_result(three):
-    job, seen = three
-    for progress in seen[1:4]:
-        assert_same(last_of(job, kept(progress)), seen[-1])
+    job, progresses = three
+    for progress in progresses[1:4]:
+        assert_same(last_of(job, copy_of(progress)), progresses[-1])
 
 
 def test_longer_calls_give_the_same_result(three):
@@ -78,12 +78,12 @@ def test_replicas_and_batches_spread_over_devices_give_the_run_of_one(norm, shap
     spread = {"replica_devices": shape[0], "data_devices": shape[1]}
     job, start = build(*seeds, **common, **spread)
     assert tuple(job.mesh.shape.values()) == shape
-    found = last_of(job, start)
+    last = last_of(job, start)
     # Spare replicas fill the mesh.
-    params = jax.tree.map(operator.itemgetter(slice(3)), jax.device_get(found.state.params))
-    state = found.state.replace(params=params)
+    params = jax.tree.map(operator.itemgetter(slice(3)), jax.device_get(last.state.params))
+    state = last.state.replace(params=params)
     tolerance = {"rtol": 1e-3, "atol": 1e-5} if shape[1] > 1 else {"rtol": 1e-6}
-    assert_same(dataclasses.replace(found, state=state), expected, **tolerance)
+    assert_same(dataclasses.replace(last, state=state), expected, **tolerance)
 
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(three):
@@ -96,7 +96,7 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(three):
 def test_training_ends_when_no_run_is_left(three):
     job, (start, *_) = three
     params = jax.tree.map(lambda leaf: leaf * np.nan, start.state.params)
-    broken = kept(dataclasses.replace(start, state=start.state.replace(params=params)))
+    broken = copy_of(dataclasses.replace(start, state=start.state.replace(params=params)))
     (only,) = loop.training(job, broken)
     assert only.step == 2 and not only.active.any()
     assert len(only.epochs) == 1 and len(only.epochs_of(0)) == 1

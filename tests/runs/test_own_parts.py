@@ -62,28 +62,22 @@ def test_the_record_names_the_parts_and_is_of_the_network(own):
     assert record["metrics"]["validation_accuracy"][-1] > 0.5
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({}, r"loss is 'double' there, None here, model is 'Linear\(\)' there, None here"),
-        (PARTS | {"loss": optax.squared_error}, "loss is 'double' there, 'squared_error' here"),
-    ],
-)
-def test_a_folder_of_other_parts_is_refused_with_the_difference(own, parts, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        runs.train(config(), own[0], **parts)
-    assert "\n" not in str(error.value)
+def test_a_folder_of_other_parts_is_refused_with_the_difference(own):
+    message = (
+        r"loss is 'double' there, 'squared_error' here, model is 'Linear\(\)' there, None here"
+    )
+    with pytest.raises(ConfigError, match=message):
+        runs.train(config(), own[0], loss=optax.squared_error, optimizer=slow_sgd)
 
 
 def test_predicting_needs_the_network_that_was_trained(own):
     workdir, record = own
     for model in (None, Tiny("ghost", 8, None)):
-        with pytest.raises(RecordError, match=r"holds the network Linear\(\), not") as error:
+        with pytest.raises(RecordError, match=r"holds the network Linear\(\), not"):
             predict.load_network(workdir, model)
-        assert "\n" not in str(error.value)
     images = datasets.load("mnist", "test[:150]").images[..., 0]
-    found = predict.predict(predict.load_network(workdir, Linear()), images)
-    np.testing.assert_allclose(found, record["predictions"]["probabilities"], atol=1e-6)
+    probabilities = predict.predict(predict.load_network(workdir, Linear()), images)
+    np.testing.assert_allclose(probabilities, record["predictions"]["probabilities"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import struct
 import sys
 import time
@@ -109,16 +108,6 @@ def test_a_record_comes_back_as_it_was(options, tmp_path):
     assert same(loads(dumps(of_schema_3(record)), path), record)
 
 
-@settings(max_examples=50, deadline=None)
-@given(arrays(np.float32, (40, 10), elements=st.floats(width=32)), arrays(np.float64, 3))
-def test_numbers_come_back_bit_for_bit(tmp_path_factory, probabilities, loss):
-    record = changed("predictions.probabilities", probabilities)
-    record["metrics"]["train_loss"] = loss
-    path = tmp_path_factory.getbasetemp() / "bits.pkl"
-    record_lib.save_record(path, record)
-    assert same(record_lib.load_record(path), record)
-
-
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(),
     lambda inner: (
@@ -130,11 +119,13 @@ PLAIN = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
-@given(value=PLAIN)
-def test_plain_values_come_back_as_they_were(value, tmp_path_factory):
+@given(PLAIN, arrays(np.float32, (40, 10), elements=st.floats(width=32)), arrays(np.float64, 3))
+def test_plain_values_and_numbers_come_back_bit_for_bit(tmp_path_factory, value, shares, loss):
+    record = changed("config.x", [value, value])  # the second is no reference
+    record["predictions"]["probabilities"], record["metrics"]["train_loss"] = shares, loss
     path = tmp_path_factory.getbasetemp() / "plain.pkl"
-    record_lib.save_record(path, changed("config.x", [value, value]))  # the second is no reference
-    assert same(record_lib.load_record(path)["config"]["x"], [value, value])
+    record_lib.save_record(path, record)
+    assert same(record_lib.load_record(path), record)
 
 
 def test_what_is_not_plain_is_made_plain(path):
@@ -189,20 +180,14 @@ INVALID = [
     ("seed", True, "seed is not of type int"),
     ("packages.jax", 1, "versions of type str"),
     ("name", "a\nb", "printable"),
-    ("name", "", "printable"),
     ("name", "a" * 65, "printable"),
     ("label_names", [*range(10)], "printable"),
     ("label_names", ["0"], r"must be float32 \[40, 1\]"),
     ("config", {"a\nb": 1}, "has a key"),
     ("config", {1: 1}, "has a key"),
-    ("config", {b"x": 1}, "has a key"),
-    ("config", {lambda: 0: 1}, "has a key"),
     ("config.x", b"x", "record.config.x is bytes: give plain"),
-    ("config.x", (1, 2), "is tuple: give plain"),
     ("config.x", {"y": object()}, r"config\.x\.y is object"),
     ("config.x", np.array([None]), "is ndarray"),
-    ("config.x", np.ma.ones(2), "is MaskedArray"),
-    ("config.x", os.environ, "is _Environ"),
     ("config.x", 2**3000, NOT_PLAIN),
     ("config.x", [1] * 10_000, "more than 10000 values"),
     ("config.x", [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]], "too deep"),
@@ -213,7 +198,6 @@ INVALID = [
     ("metrics.validation_accuracy", [-0.1, 0.9, np.nan], "fractions, not percent"),
     (SECONDS, np.zeros(4), FLOATS),
     (SECONDS, np.arange(3), FLOATS),
-    (SECONDS, [0.0, "1", 2.0], FLOATS),
     (SECONDS, [0.0, False, 2.0], FLOATS),
     (SECONDS, 0.5, FLOATS),
     ("predictions", {"label": [], "prediction": [], "probabilities": []}, "no prediction"),
@@ -221,16 +205,13 @@ INVALID = [
     (PREDICTION, [-1] * 40, "leaves the 10 classes"),
     (PREDICTION, [0] * 39, INTS),
     (PREDICTION, [0.0] * 40, INTS),
-    (PREDICTION, [True] * 40, INTS),
     (PREDICTION, [2**31] * 40, INTS),
     (PREDICTION, [2**64] * 40, INTS),
     (PROBABILITIES, [[0.5] * 9] * 40, ROWS),
     (PROBABILITIES, [[0.5] * 10] * 38 + [[0.5] * 9, [0.5] * 11], ROWS),
     (PROBABILITIES, [[[0.5]] * 10] * 40, ROWS),
-    (PROBABILITIES, [0.5] * 40, ROWS),
     (PROBABILITIES, [[0.1] * 10] * 40, ROWS),  # no float32
     (PROBABILITIES, [[1e300] * 10] * 40, ROWS),
-    (IMAGES, np.zeros((6, 28, 27), int), PIXELS),
     (IMAGES, np.zeros((5, 28, 28), int), PIXELS),
     (IMAGES, np.full((6, 28, 28), 256), PIXELS),
     ("mistakes.index", [*range(6)], "where label and prediction differ"),
@@ -262,9 +243,10 @@ def with_array(**changes):
 
 
 SCHEMAS = [
-    ([1], "no schema number"),
-    (changed("schema", None), "no schema number"),
-    (changed("schema", True), "no schema number"),
+    ([1], "schema None"),
+    (changed("schema", None), "schema None"),
+    (changed("schema", "a\nb"), r"schema 'a\\nb'"),
+    (changed("schema", 4.0), "schema is not of type int"),
     (changed("schema", 2), "schema 2, this version of jax_mnist reads schema 4: install"),
     (changed("schema", 2**1000), "schema 107150860, this version .* reads schema 4: install"),
     (changed(SECONDS, dict.fromkeys([0.0, 1.0, 2.0])), FLOATS),
@@ -273,10 +255,8 @@ SCHEMAS = [
     (with_array(dtype=">f4"), ROWS),
     (with_array(dtype="|O", shape=[0], data=b""), ROWS),
     (with_array(shape=[2**40, 0], data=b""), ROWS),
-    (with_array(shape=[0, 2**30, 2**30], data=b""), ROWS),
     (with_array(shape=[2**2000, 2**2000, 0], data=b""), ROWS),
     (with_array(shape=[-1, -1]), ROWS),
-    (with_array(shape=[400]), ROWS),
     (with_array(data=[1]), ROWS),
     (with_array(data=bytes(1601)), ROWS),
 ]
@@ -315,31 +295,22 @@ def in_record(steps):
 
 
 EVAL = "__import__('os').environ.__setitem__('EXECUTED', '1')"
-RECONSTRUCT = np.ndarray.__reduce__(np.zeros(1))[0]
 CALLS = {
-    "system": Call(os.system, ("true",)),
     "eval": Call(eval, (EVAL,)),
-    "import": Call(__import__, ("antigravity",)),
-    "ndarray": Call(np.ndarray, ((2**30,),)),
-    "reconstruct a size": Call(RECONSTRUCT, (np.ndarray, (2**40,), b"b")),
     "array": np.arange(3.0),
+    "huge array": Call(np.ndarray, ((2**30,),)),
     "object array": np.array([Call(eval, (EVAL,))], object),
-    "set": {1},
     "class": Call,
 }
 INDEX = struct.pack("<I", 2**32 - 1)
-SIZE = struct.pack("<Q", 2**62)
 ONE_HASH = [b"\x8a\x0a%bN" % (k * (2**61 - 1)).to_bytes(10, "little") for k in range(9000)]
 STEPS = {
     "global": b"cos\nsystem\n" + text("true") + b"\x85R",
-    "many digits": b"I" + b"9" * 10**6 + b"\n",
     "endless key": b"}" + text("x") + b"q\0h\0\x86" * 60 + b"Ns",
-    "endless list": b"]" + b"q\0]h\0ah\0a" * 60,
     "deep key": b"})" + b"\x85" * 100_000 + b"Ns",
     "huge memo index": b"]r" + INDEX,
     "huge text": b"X" + INDEX,
     "huge bytes": b"B" + INDEX,
-    "huge byte array": b"\x96" + SIZE,
     "two ends": b"N.",
     "many numbers at once": b"](" + b"K\1" * 10**6 + b"e",
     "many steps": b"]" + b"Na" * 10_000,
@@ -347,12 +318,10 @@ STEPS = {
     "many keys": b"}(" + b"K\1K\2" * 10_000 + b"u",
 }
 DAMAGE = {
-    "items for a dict": b"}K\1a",
     "odd number of items": b"}(" + text("x") + b"u",
     "list as key": b"}](K\1eK\1s",
     "popped too far": b"a",
     "mark left over": b"K\1(",
-    "nothing": b"",
     "text that is no unicode": b"X\2\0\0\0\xff\xfe",
 }
 ATTACKS = {
@@ -364,7 +333,7 @@ ATTACKS = {
     "deep dict": (in_record((b"}" + text("x")) * 6000 + b"N" + b"s" * 6000), "too deep"),
     "empty file": (b"", NOT_PLAIN),
     "no end": (b"\x80\x03N", NOT_PLAIN),
-    "text": (b"hello", NOT_PLAIN),
+    "one long text of many": (dumps(lists(changed(PREDICTION, ["a" * 10**6, *"b" * 39]))), "int32"),
     "references": (pickle.dumps(lists(make()), 3), NOT_PLAIN),
     **{f"protocol {k}": (dumps(lists(make()), k), NOT_PLAIN) for k in (0, 1, 2, 4, 5)},
 }
@@ -380,7 +349,7 @@ def test_a_strangers_file_is_refused_in_one_line(attack, path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.perf_counter() - start < 5 and peak < 10e6 + 3 * len(data)
-    assert "EXECUTED" not in os.environ and "antigravity" not in sys.modules
+    assert "EXECUTED" not in os.environ
     message = str(caught.value).removeprefix(f"{str(path)!r}: ")
     assert reason in message and message.isprintable() and len(message) < 150
 
@@ -472,13 +441,15 @@ def test_mutated_files_never_execute_anything(thorough, monkeypatch):
 # Files that cannot be read or written.
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("absent", "No such file"), (".", "directory"), ("file/x", "directory")]
-)
+@pytest.mark.parametrize(("name", "reason"), [("absent", "No such file"), (".", "directory")])
 def test_a_file_that_cannot_be_read(name, reason, tmp_path):
-    (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RecordError, match=f"cannot be read: .*{reason}"):
         record_lib.load_record(tmp_path / name)
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    with pytest.raises(RecordError, match=r"cannot be written: \w+ a directory; nothing"):
+        record_lib.save_record(tmp_path, make())
 
 
 def test_a_file_too_large_is_refused(path):
@@ -490,36 +461,11 @@ def test_a_file_too_large_is_refused(path):
 
 def test_a_damaged_file_is_refused(path):
     record_lib.save_record(path, make())
-    good = path.read_bytes()
-    chance = random.Random(0)
+    good, chance = path.read_bytes(), random.Random(0)
     flipped = [bytearray(good) for _ in range(100)]
     for data in flipped:
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    for data in (good[:-71], good[:-1], good[:50], b"", good + b"x", *flipped):
+    for data in (good[:-71], good[:-1], b"", good + b"x", *flipped):
         path.write_bytes(data)
         with pytest.raises(RecordError, match="damaged, or not a record: its checksum"):
             record_lib.load_record(path)
-
-
-def test_a_failed_write_leaves_the_earlier_file(path):
-    """On a full disk, which a limit on the size of files stands for."""
-    record_lib.save_record(path, make(seed=1))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    try:
-        with pytest.raises(RecordError, match="written: File too large; nothing was changed"):
-            record_lib.save_record(path, make(seed=2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert os.listdir(path.parent) == [path.name]
-    assert same(record_lib.load_record(path), make(seed=1))
-
-
-@pytest.mark.parametrize("name", ["file/history.pkl", "folder"])
-def test_a_path_that_cannot_be_written(name, tmp_path):
-    (tmp_path / "file").write_bytes(b"kept")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(RecordError, match=r"cannot be written: \w+ a directory; nothing"):
-        record_lib.save_record(tmp_path / name, make())
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
-    assert (tmp_path / "file").read_bytes() == b"kept"

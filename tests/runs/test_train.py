@@ -19,9 +19,10 @@ from jax_mnist.runs.folder import Run
 from jax_mnist.runs.record import has_diverged, load_record
 from jax_mnist.runs.signals import StoppedError
 from jax_mnist.runs.trained import load_variables
-from jax_mnist.runs.trainer import train, train_together
+from jax_mnist.runs.trainer import groups_to_train, train, train_together
 from jax_mnist.training import augment, recipe
 from jax_mnist.training.evaluation import evaluate
+from jax_mnist.training.parts import Overrides
 
 
 def ignore(job, progress):
@@ -119,6 +120,14 @@ def test_damaged_variables_are_refused(run, tmp_path):
         load_variables(tmp_path)
 
 
+def test_runs_of_one_program_are_grouped(tmp_path):
+    fields = [{}, {"seed": 1, "l2": 0.1}, {"ema": 0.0}, {"seed": 2, "rotation": 0.0}, {"epochs": 3}]
+    runs = [Run(f"{i}", config(**f), tmp_path / f"{i}") for i, f in enumerate(fields)]
+    runs += [run._replace(overrides=Overrides(loss=max)) for run in runs[:2]]
+    groups = [[run.name for run in group] for group in groups_to_train(runs)]
+    assert groups == [["0", "1", "3"], ["2"], ["4"], ["0", "1"]]
+
+
 def test_a_run_that_diverges_is_reported_and_leaves_no_weights(tmp_path, capsys):
     both = [Run(n, config(l2=l2), tmp_path / n) for n, l2 in (("good", 0.0), ("bad", 1e30))]
     good, bad = train_together(both, ignore)
@@ -161,13 +170,6 @@ def test_more_and_fewer_seeds_of_runs_that_were_cut_off(run, tmp_path, capsys):
         lines = [line for line in capsys.readouterr().err.splitlines() if "resuming" in line]
         assert lines == [f"small, {resumed}: resuming after epoch 1/2"] * bool(resumed)
     assert_identical(without_times(records[0]), without_times(run[1]))
-
-
-def test_a_run_killed_between_its_last_writes_resumes_at_its_end(run, tmp_path, capsys):
-    workdir = shutil.copytree(run[0], tmp_path / "small")
-    (workdir / "history.pkl").unlink()
-    assert_identical(*train(config(), workdir), run[1])
-    assert "resuming after epoch 2/2" in capsys.readouterr().err
 
 
 def test_a_signal_in_mid_epoch_saves_and_stops_there(run, tmp_path, monkeypatch, capsys):
@@ -239,7 +241,6 @@ def test_images_without_contrast_are_refused(inverted, tmp_path):
     ("fields", "message"),
     [
         ({"batch_size": 301}, "config.batch_size must be at most the 300 training examples"),
-        ({"ghost_batch_size": 0}, "config.ghost_batch_size must be at least 1"),
         ({"train_split": "tain"}, "bad split 'tain'"),
         ({"replica_devices": 3, "data_devices": 3}, "needs 9 devices; there are 8"),
     ],

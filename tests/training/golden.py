@@ -69,11 +69,11 @@ def main():
     if arguments.write and arguments.steps != STEPS:
         parser.error(f"golden.json holds digests after {STEPS} steps")
     compiler.configure()
-    found = {name: digest(name, arguments.steps) for name in arguments.recipes}
-    print(json.dumps(found, indent=2))
+    digests = {name: digest(name, arguments.steps) for name in arguments.recipes}
+    print(json.dumps(digests, indent=2))
     if arguments.write:
         known = json.loads(FILE.read_text()) if FILE.exists() else {}
-        known[jax.__version__] = known.get(jax.__version__, {}) | found
+        known[jax.__version__] = known.get(jax.__version__, {}) | digests
         FILE.write_text(json.dumps(known, indent=2) + "\n")
 
 

@@ -35,22 +35,22 @@ def test_displacements_are_smoothed_white_noise():
 
 
 def test_a_displacement_and_an_affine_map_are_one_interpolation():
-    moved = np.random.default_rng(2).normal(0, 2, (2, 28, 28)).astype(np.float32)
-    found = jax.jit(augment.affine)(IMAGE[:, :, None], 90.0, displacement=moved)[:, :, 0]
+    field = np.random.default_rng(2).normal(0, 2, (2, 28, 28)).astype(np.float32)
+    actual = jax.jit(augment.affine)(IMAGE[:, :, None], 90.0, displacement=field)[:, :, 0]
     y, x = np.mgrid[:28, :28]
     expected = scipy.ndimage.map_coordinates(  # a quarter turn clockwise reads (27 - x, y)
-        IMAGE, [27 - x + moved[0], y + moved[1]], order=1, mode="grid-constant"
+        IMAGE, [27 - x + field[0], y + field[1]], order=1, mode="grid-constant"
     )
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.usefixtures("in_float64")
 def test_strength_zero_changes_nothing_and_another_does():
-    given = config_lib.split(config_lib.base())[1] | {"rotation": 10.0, "shift": 2.0}
-    usual = augmented(KEYS[:4], LEVELS, given, augment.MNIST, ())
+    strengths = config_lib.split(config_lib.base())[1] | {"rotation": 10.0, "shift": 2.0}
+    usual = augmented(KEYS[:4], LEVELS, strengths, augment.MNIST, ())
     for own in ({}, {"elastic": 3.0}, {"cutout": 3.0}):
-        found = augmented(KEYS[:4], LEVELS, given | own, augment.MNIST, ("elastic", "cutout"))
-        assert np.allclose(found, usual, rtol=1e-9, atol=1e-9) == (not own)
+        actual = augmented(KEYS[:4], LEVELS, strengths | own, augment.MNIST, ("elastic", "cutout"))
+        assert np.allclose(actual, usual, rtol=1e-9, atol=1e-9) == (not own)
 
 
 def test_a_square_is_cut_out_around_a_pixel_of_the_image():

@@ -26,11 +26,13 @@ pytestmark = [
 
 def digests(*arguments, cores=None, emulator=(), **environment):
     """The digests that a process of its own computes, on the given number of cores."""
-    given = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # the program sets its own
+    inherited = {
+        k: v for k, v in os.environ.items() if k != "XLA_FLAGS"
+    }  # the program sets its own
     some = sorted(os.sched_getaffinity(0))[:cores]
     process = subprocess.run(
         [*emulator, sys.executable, golden.__file__, *arguments],
-        env=given | {"JAX_PLATFORMS": "cpu"} | environment,
+        env=inherited | {"JAX_PLATFORMS": "cpu"} | environment,
         preexec_fn=lambda: os.sched_setaffinity(0, some),
         stdout=subprocess.PIPE,
         check=True,
@@ -38,8 +40,8 @@ def digests(*arguments, cores=None, emulator=(), **environment):
     return json.loads(process.stdout)
 
 
-def check(found):
-    assert found == {name: KNOWN[jax.__version__][name] for name in found}
+def check(digest_of):
+    assert digest_of == {name: KNOWN[jax.__version__][name] for name in digest_of}
 
 
 def test_training_has_the_digits_of_every_other_processor():
@@ -58,11 +60,11 @@ def test_emulated_processors_without_avx512_compute_the_same_digits(processor, t
         pytest.skip("takes minutes: --thorough, with qemu-user installed")
     # Without the cache, where programs of the real processor lie.
     settings = {"JAX_MNIST_KERNELS": "avx2", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    found = {
+    digest_of = {
         name: digests("bn", "--steps=2", emulator=prefix, **settings)
         for name, prefix in (("this", ()), (processor, (emulator, "-cpu", processor)))
     }
-    assert found[processor] == found["this"]
+    assert digest_of[processor] == digest_of["this"]
 
 
 def test_every_recipe_has_the_digits_of_every_other_processor(thorough):

@@ -19,7 +19,7 @@ def lowered(replicas):
     _, values = config_lib.split(config_lib.base())
     hyper = dict.fromkeys(values, ShapeDtypeStruct((replicas,), jnp.float32))
     seeds = ShapeDtypeStruct((replicas,), jnp.int32)
-    state = jax.eval_shape(jax.vmap(lambda seed: init.__wrapped__(of_run, values, seed)), seeds)
+    state = jax.eval_shape(jax.vmap(lambda seed: init(of_run, values, seed)), seeds)
     images, labels = ((256, 28, 28, 1), jnp.uint8), ((256,), jnp.int32)
     data = Dataset(ShapeDtypeStruct(*images), ShapeDtypeStruct(*labels))
     order = ShapeDtypeStruct((replicas, 2, 128), jnp.int32)

@@ -33,5 +33,5 @@ def test_a_packed_scan_gives_what_a_scan_gives():
     expected = jax.jit(lambda: jax.lax.scan(step, CARRY, xs))()
     mapped = jax.jit(jax.vmap(lambda xs: packing.scan(step, CARRY, xs)))(jnp.stack([xs, xs]))
     for number in range(2):
-        got = jax.tree.map(operator.itemgetter(number), mapped)
-        chex.assert_trees_all_equal(got, expected)
+        actual = jax.tree.map(operator.itemgetter(number), mapped)
+        chex.assert_trees_all_equal(actual, expected)

@@ -35,8 +35,8 @@ def test_mixed_images_are_weighted_means_of_pairs():
     expected = Rounded(IMAGES) * share + Rounded(IMAGES[PARTNERS]) * (1 - share)
     assert_close(mixed[5], expected)
     beta = scipy.stats.beta(0.4, 0.4)
-    found = scipy.stats.kstest(shares, lambda s: beta.cdf(s) - beta.cdf(1 - s))
-    assert found.pvalue > 0.01
+    actual = scipy.stats.kstest(shares, lambda s: beta.cdf(s) - beta.cdf(1 - s))
+    assert actual.pvalue > 0.01
 
 
 def test_a_gradient_of_zero_has_no_sharpest_point():
@@ -74,40 +74,40 @@ def plain(of_step, state, params, images=BATCH.images, labels=LABELS):
 @pytest.mark.usefixtures("in_float64")
 def test_sharpness_aware_minimisation_takes_the_gradient_at_the_sharpest_point_nearby():
     of_step, hyper, state = small_step(sam=0.3)
-    found = result(of_step, hyper, state, BATCH)
+    actual = result(of_step, hyper, state, BATCH)
     value, first = plain(of_step, state, state.params)
     length = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(first)))
-    moved = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, first)
-    chex.assert_trees_all_close(found.gradient, plain(of_step, state, moved)[1], rtol=1e-9)
+    nearby = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, first)
+    chex.assert_trees_all_close(actual.gradient, plain(of_step, state, nearby)[1], rtol=1e-9)
     # The loss and the running statistics are those of the weights themselves.
-    np.testing.assert_allclose(found.loss, value, rtol=1e-9)
+    np.testing.assert_allclose(actual.loss, value, rtol=1e-9)
     of_plain, plain_hyper, _ = small_step()
     at_weights = result(of_plain, plain_hyper, state, BATCH)
-    chex.assert_trees_all_close(found.batch_stats, at_weights.batch_stats, rtol=1e-9)
-    kernels = [tree["Dense_0"]["kernel"] for tree in (found.gradient, first)]
+    chex.assert_trees_all_close(actual.batch_stats, at_weights.batch_stats, rtol=1e-9)
+    kernels = [tree["Dense_0"]["kernel"] for tree in (actual.gradient, first)]
     assert not np.allclose(*kernels, atol=1e-3)
 
 
 @pytest.mark.usefixtures("in_float64")
 def test_smoothed_labels_enter_the_gradient():
     of_step, hyper, state = small_step(label_smoothing=0.3)
-    found = result(of_step, hyper, state, BATCH)
+    actual = result(of_step, hyper, state, BATCH)
     targets = 0.7 * np.eye(10)[LABELS] + 0.03
-    loss = -(targets * scipy.special.log_softmax(found.logits, 1)).sum(1).mean()
-    np.testing.assert_allclose(found.loss, loss, rtol=1e-9)
+    loss = -(targets * scipy.special.log_softmax(actual.logits, 1)).sum(1).mean()
+    np.testing.assert_allclose(actual.loss, loss, rtol=1e-9)
     # The gradient to the last bias is the mean of probabilities less targets.
-    expected = (scipy.special.softmax(found.logits, 1) - targets).mean(0)
-    np.testing.assert_allclose(found.gradient["Dense_0"]["bias"], expected, rtol=1e-9)
+    expected = (scipy.special.softmax(actual.logits, 1) - targets).mean(0)
+    np.testing.assert_allclose(actual.gradient["Dense_0"]["bias"], expected, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("in_float64")
 def test_the_loss_of_a_mixed_batch_is_the_mean_of_both_labels_losses():
     of_step, hyper, state = small_step(mixup=0.5)
-    found = result(of_step, hyper, state, BATCH)
+    actual = result(of_step, hyper, state, BATCH)
     key = jax.random.fold_in(jax.random.fold_in(state.key, 2), 0)
     images, share = regularizers.mixup(jax.random.split(key, 3)[2], BATCH.images, 0.5)
     own, others = (
         plain(of_step, state, state.params, images, labels) for labels in (LABELS, LABELS[PARTNERS])
     )
     expected = jax.tree.map(lambda a, b: share * a + (1 - share) * b, own, others)
-    chex.assert_trees_all_close((found.loss, found.gradient), expected, rtol=1e-9)
+    chex.assert_trees_all_close((actual.loss, actual.gradient), expected, rtol=1e-9)

@@ -12,12 +12,12 @@ from tiny import Tiny, wide
 
 from jax_mnist import config as config_lib
 from jax_mnist.data.datasets import Dataset
-from jax_mnist.training import augment
+from jax_mnist.training import augment, step
 from jax_mnist.training.evaluation import predict
 from jax_mnist.training.parts import Overrides
 from jax_mnist.training.recipe import make_recipe
 from jax_mnist.training.state import inference_variables, init, init_replicas
-from jax_mnist.training.step import epoch_order, train_step, train_steps
+from jax_mnist.training.step import epoch_order, train_steps
 
 BATCH, EXAMPLES = 8, 44
 STEPS = EXAMPLES // BATCH
@@ -26,6 +26,8 @@ CONFIG.update(epochs=24, batch_size=BATCH, learning_rate=0.05, l1=1e-4, l2=1e-3,
 HYPER = config_lib.split(CONFIG)[1]
 TINY = Overrides(model=Tiny(norm="ghost", ghost_batch_size=3, axis_name=None))
 RECIPE = make_recipe(CONFIG, EXAMPLES, overrides=TINY)
+
+train_step = jax.jit(step.train_step, static_argnums=0)
 
 
 def without_key(after):
