@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GhostBatchNorm", "__version__", "add_l1_decay"]
 
+_FOLDERS = ("analysis", "config", "data", "inference", "nn", "runs", "training")
 _HOMES = {
     "GhostBatchNorm": "jax_mnist.nn.ghost_batch_norm",
     "add_l1_decay": "jax_mnist.training.optim",
@@ -21,4 +22,10 @@ def __getattr__(name: str) -> Any:
         return metadata.version("jax_mnist")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name in _FOLDERS:
+        return import_module(f"jax_mnist.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_FOLDERS])

@@ -58,7 +58,7 @@ def define_config():
         fail(error)
 
 
-def overrides():
+def fields_from_flags():
     """The fields that the command line sets, by name."""
     return config_flags.get_override_values(flags.FLAGS["config"])
 
@@ -91,7 +91,7 @@ def load_only_variant(arguments: Sequence[str]) -> tuple[str, Variant]:
     if len(arguments) != 1:
         named = f"got {', '.join(map(repr, arguments))}" if arguments else f"such as {_known()}"
         fail(f"name one config or its file: {named}")
-    ((name, variant),) = load_variants(arguments, overrides()).items()
+    ((name, variant),) = load_variants(arguments, fields_from_flags()).items()
     return name, variant
 
 

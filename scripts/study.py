@@ -12,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from command_line import define_config, fail, flags, load_variants, overrides, run
+from command_line import define_config, fail, fields_from_flags, flags, load_variants, run
 
 from jax_mnist.analysis import claims, report
 from jax_mnist.runs import study
@@ -51,7 +51,7 @@ define_config()
 
 
 def main(arguments):
-    kind, names, seeds, changes = "study", VARIANTS, SEEDS, overrides()
+    kind, names, seeds, changes = "study", VARIANTS, SEEDS, fields_from_flags()
     if _QUICK.value:
         kind, names, seeds, changes = "quick", QUICK_VARIANTS, QUICK_SEEDS, QUICK | changes
     variants = load_variants(arguments or names, changes)

@@ -12,7 +12,7 @@ to resume.
 import math
 from pathlib import Path
 
-from command_line import define_config, fail, flags, load_only_variant, overrides, run
+from command_line import define_config, fail, fields_from_flags, flags, load_only_variant, run
 
 from jax_mnist import config as config_lib
 from jax_mnist import files
@@ -32,7 +32,7 @@ def main(arguments):
     config = variant.config
     workdir = Path(_WORKDIR.value or f"runs/sweep_{name}")
     config_lib.check(config)
-    chosen = [field for field in SPLITS if field in overrides()]
+    chosen = [field for field in SPLITS if field in fields_from_flags()]
     if len(chosen) == 1:
         fail(
             f"--config.{chosen[0]} alone is not enough: give --config.{{{','.join(SPLITS)}}}, both"

@@ -1,9 +1,11 @@
 """Figures of runs and studies, drawn from their records alone.
 
 Each is a `matplotlib.figure.Figure` that needs no display and touches no global state, 8 inches
-wide. Saved by `save` it is 1600 pixels wide: sharp at the 800 pixels that a README shows.
+wide. Saved by `save` it is 1600 pixels wide: sharp at the 800 pixels that a README shows. In a
+notebook it shows by itself.
 """
 
+import base64
 import io
 import math
 import re
@@ -14,7 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as _Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
@@ -48,6 +50,14 @@ STYLE: Any = {
 }
 _BLUE = "#0072B2"
 _LABELS = {"accuracy": "accuracy (%), stretched towards 100", "loss": "cross-entropy (logarithmic)"}
+
+
+class Figure(_Figure):
+    """A figure that a notebook shows as `save` writes it, whether or not pyplot is imported."""
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        drawn = base64.b64encode(png(self)).decode()
+        return {"image/png": drawn}, {"image/png": {"width": round(100 * self.get_figwidth())}}
 
 
 # Curves: of one run, of several, of a study.

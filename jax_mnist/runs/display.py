@@ -4,6 +4,7 @@ Lines go to standard output, warnings and the bar to standard error. A file gets
 """
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
@@ -109,15 +110,27 @@ def bar(total: float) -> Iterator[Update]:
       call was done before; until there is more, the program compiles.
     """
     console = Console(stderr=True)
-    with Bar(
-        TextColumn("{task.description}"),
-        BarColumn(console.width // 4),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # a file gets its lines directly
-        disable=not (console.is_terminal or console.is_jupyter),
-    ) as shown:
+    in_notebook = console.is_jupyter
+    if in_notebook:  # where rich's widget needs a package, loses lines and stays in the file
+        console = Console(
+            file=io.StringIO(),
+            force_jupyter=False,
+            force_terminal=False,
+            color_system=None,
+            width=80,
+        )
+    with (
+        Bar(
+            TextColumn("{task.description}"),
+            BarColumn(console.width // 4),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # a file gets its lines directly
+            disable=not console.is_terminal,
+        ) as shown,
+        _notebook_line() if in_notebook else contextlib.nullcontext() as show,
+    ):
         task = shown.add_task("compiling", total=total)
         before: float | None = None
 
@@ -126,8 +139,28 @@ def bar(total: float) -> Iterator[Update]:
             before = done if before is None else before
             label = text if done > before else f"{text}  compiling"
             shown.update(task, completed=done, description=label, refresh=True)
+            if show:
+                with console.capture() as drawn:
+                    console.print(shown.get_renderable())
+                show(drawn.get())
 
         yield update
+
+
+@contextlib.contextmanager
+def _notebook_line() -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows a text in a notebook, in the place of the text before it."""
+    from IPython.display import display
+
+    line = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(text: str) -> None:
+        line.update({"text/plain": text}, raw=True)
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ from jax_mnist.config import NO_EFFECT, ConfigError
 from jax_mnist.runs.record import is_label, load_record
 from jax_mnist.training.parts import AS_CONFIGURED, Overrides
 
-CONFIG, METRICS, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
+CONFIG, METRICS_FILE, VARIABLES = "config.json", "metrics.jsonl", "variables.msgpack"
 HISTORY = "history.pkl"  # written last: a run with a history is finished
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 _ELSEWHERE = "name another folder (--workdir=), or move this one aside (train.py --fresh)"
-_UNFINISHED = re.compile(  # what `files.write_atomically` leaves behind if it is killed
-    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, VARIABLES, HISTORY)))}|\d+\.msgpack)\.\d+\.tmp"
-)
+_FILES = "|".join(map(re.escape, (CONFIG, METRICS_FILE, VARIABLES, HISTORY)))
+# What `files.write_atomically` leaves behind if it is killed.
+_UNFINISHED = re.compile(rf"\.({_FILES}|\d+\.msgpack)\.\d+\.tmp")
 
 
 class Run(NamedTuple):

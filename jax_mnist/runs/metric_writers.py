@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from jax_mnist import files
-from jax_mnist.runs.folder import METRICS, Run
+from jax_mnist.runs.folder import METRICS_FILE, Run
 from jax_mnist.runs.loop import Job, Progress
 from jax_mnist.runs.record import Mistake, Record, rank_mistakes
 
@@ -44,7 +44,7 @@ def begin(job: Job, progress: Progress) -> None:
     """
     for number, run in enumerate(job.runs):
         epochs = [*enumerate(progress.epochs_of(number), 1)]
-        files.write_atomically(run.workdir / METRICS, b"".join(starmap(_line, epochs)))
+        files.write_atomically(run.workdir / METRICS_FILE, b"".join(starmap(_line, epochs)))
         if run.config.tensorboard:
             from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
@@ -62,7 +62,7 @@ def add(job: Job, progress: Progress) -> None:
     for number, run in enumerate(job.runs):
         epochs = progress.epochs_of(number)
         if len(epochs) == len(progress.epochs):
-            _write(run.workdir / METRICS, "ab", _line(len(epochs), epochs[-1]))
+            _write(run.workdir / METRICS_FILE, "ab", _line(len(epochs), epochs[-1]))
             if run.config.tensorboard:
                 _write(run.workdir / EVENTS, "ab", _events(_scalars(len(epochs), epochs[-1])))
 

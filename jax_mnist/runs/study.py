@@ -164,8 +164,10 @@ def train_all(runs: Sequence[Run]) -> list[Record]:
         complete = len(runs) - len(unfinished)
         on_cpu = jax.default_backend() == "cpu"
         groups = [] if on_cpu else trainer.groups_to_train(unfinished)
-        lanes = max(map(len, groups), default=len(_cores(len(unfinished))))
-        display.say(f"{len(runs)} runs, {complete} of them finished; training {lanes} at a time")
+        at_a_time = max(map(len, groups), default=len(_cores(len(unfinished))))
+        display.say(
+            f"{len(runs)} runs, {complete} of them finished; training {at_a_time} at a time"
+        )
         with display.of_runs(unfinished, complete) as shown:
             if on_cpu:
                 _train_on_every_core(unfinished, shown)
@@ -193,16 +195,18 @@ def _train_on_every_core(runs: Sequence[Run], shown: RunsDisplay) -> None:
     kernels.for_backend()  # compiled, and warned about, only once
     cores = _cores(len(runs))
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    free_cores, trained, stop = context.Queue(), context.Queue(), context.Event()
+    free_cores, progress_queue, stop = context.Queue(), context.Queue(), context.Event()
     for core in cores:
         free_cores.put(core)
-    workers = ProcessPoolExecutor(len(cores), context, _start_worker, (free_cores, trained, stop))
+    workers = ProcessPoolExecutor(
+        len(cores), context, _start_worker, (free_cores, progress_queue, stop)
+    )
     with workers as pool, stop_signals() as received:
         futures = {pool.submit(_train_in_worker, *job): job[0] for job in _jobs(runs)}
         try:
             for done in _completed(set(futures), received):
-                while not trained.empty():
-                    shown.advance(*trained.get())
+                while not progress_queue.empty():
+                    shown.advance(*progress_queue.get())
                 for future in done:
                     future.result()
                     number = futures[future]
@@ -269,10 +273,12 @@ def _wait_for_workers() -> None:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(free_cores: Any, trained: Any, stop: Any) -> None:
+def _start_worker(free_cores: Any, progress_queue: Any, stop: Any) -> None:
     """Binds this process to a core, before JAX counts the cores, and ends it with its parent."""
-    _worker.update(trained=trained, stop=stop)
-    warnings.filterwarnings("ignore", "The kernels|JAX_MNIST_KERNELS|CXX=")  # the parent warned
+    _worker.update(progress_queue=progress_queue, stop=stop)
+    warnings.filterwarnings(
+        "ignore", r"The kernels|JAX_MNIST_KERNELS|.* failed: .* compiled the kernels"
+    )  # the parent warned
     if (core := free_cores.get()) is not None:
         os.sched_setaffinity(0, {core})
     # The parent receives these signals too, and tells its workers. SIGINT stays ignored; SIGTERM
@@ -296,7 +302,7 @@ def _train_in_worker(number: int, run: Run) -> None:
         raise StoppedError("stopped before it began", signal.SIGTERM)
 
     def observe(job: Job, progress: Progress) -> None:
-        _worker["trained"].put((number, progress.step / job.steps_per_epoch))
+        _worker["progress_queue"].put((number, progress.step / job.steps_per_epoch))
         if _worker["stop"].is_set():
             signal.raise_signal(signal.SIGTERM)
 

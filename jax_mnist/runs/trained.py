@@ -152,9 +152,9 @@ def load_network(workdir: PathLike, model: nn.Module | None = None) -> TrainedNe
     config = next(iter(records.values()))["config"]
     names = config.get("model"), Overrides(model).names().get("model")
     if names[0] != names[1]:
-        trained, other = ("of the config" if name is None else str(name)[:64] for name in names)
+        stored, passed = ("of the config" if name is None else str(name)[:64] for name in names)
         raise RecordError(
-            f"{workdir} holds the network {trained}, not the network {other}: pass the model to "
+            f"{workdir} holds the network {stored}, not the network {passed}: pass the model to "
             "predict.load_network that was passed to train"
         )
     model = model or recipe.make_model(ConfigDict(with_defaults(config)))

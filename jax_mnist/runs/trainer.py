@@ -125,7 +125,7 @@ def train_together(
     """Trains runs as the replicas of one program, and writes the files of each.
 
     In each run's folder these are `metrics.jsonl`, and at the end `variables.msgpack` and
-    `history.pkl`, see `trained` and `history`. The time of an epoch is shared evenly by the runs.
+    `history.pkl`, see `trained` and `record`. The time of an epoch is shared evenly by the runs.
     Training resumes at the newest step that all of them have a checkpoint of, to the same result.
 
     A run whose loss is not finite ends there: a line on standard error says where and why, its
