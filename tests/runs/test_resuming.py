@@ -71,7 +71,7 @@ def test_a_run_that_is_stopped_and_then_killed_resumes_to_the_same_result(whole,
     wait_for(process, workdir / "checkpoints" / "100.msgpack")
     process.send_signal(signal.SIGINT)
     errors = end(process, 130)
-    assert errors.splitlines()[-1].endswith("run the same command again to resume")
+    assert "run the same command again to resume\n" in errors
     process = start(workdir)
     wait_for(process, workdir / "checkpoints" / "200.msgpack")
     process.kill()
