@@ -40,7 +40,7 @@ def training(steps, replicas=1, xla_convolutions=False, **fields):
     if xla_convolutions:
         model = job.recipe.model.clone(kernels=PLAIN)
         job = job._replace(recipe=job.recipe._replace(model=model))
-    for progress in loop.training(job, start):
+    for progress in loop.advance(job, start):
         ended = progress.step % job.steps_per_epoch == 0
         yield float(progress.epochs[-1]["validation_accuracy"][0]) if ended else None
 

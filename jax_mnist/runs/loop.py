@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of runs: exactly what their checkpoints hold.
+    """The progress of runs: what their checkpoints hold, beside the digests of the data.
 
     Attributes:
       state: The states, on the devices, with a leading axis of replicas.
@@ -185,7 +185,7 @@ def _normalization(config: ConfigDict, train: Dataset) -> augment.Normalization:
     return constants
 
 
-def training(job: Job, progress: Progress) -> Iterator[Progress]:
+def advance(job: Job, progress: Progress) -> Iterator[Progress]:
     """Trains, and yields the progress after every call of the compiled program.
 
     After the last call of an epoch the progress has that epoch's evaluation. Training ends after

@@ -160,7 +160,7 @@ def train_together(
         observe(job, progress)
 
         # Trains, and writes what each call of the compiled program brings.
-        for after in loop.training(job, progress):
+        for after in loop.advance(job, progress):
             _report_divergence(job, progress, after)
             epoch_ended = len(after.epochs) > len(progress.epochs)
             progress = after

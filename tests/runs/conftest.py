@@ -24,4 +24,4 @@ def three():
         patch.setattr(loop, "MAX_STEPS_PER_CALL", {"cpu": 6})
         runs = [Run(f"{i}", tiny.config(**f), nowhere) for i, f in enumerate(fields)]
         job, start = loop.build(runs)
-        return job, [tiny.copy_of(start), *map(tiny.copy_of, loop.training(job, start))]
+        return job, [tiny.copy_of(start), *map(tiny.copy_of, loop.advance(job, start))]

@@ -19,7 +19,7 @@ def build(*fields, **common):
 
 
 def last_of(job, progress):
-    *_, last = loop.training(job, progress)
+    *_, last = loop.advance(job, progress)
     return last
 
 
@@ -97,7 +97,7 @@ def test_training_ends_when_no_run_is_left(three):
     job, (start, *_) = three
     params = jax.tree.map(lambda leaf: leaf * np.nan, start.state.params)
     broken = copy_of(dataclasses.replace(start, state=start.state.replace(params=params)))
-    (only,) = loop.training(job, broken)
+    (only,) = loop.advance(job, broken)
     assert only.step == 2 and not only.active.any()
     assert len(only.epochs) == 1 and len(only.epochs_of(0)) == 1
 
