@@ -119,6 +119,8 @@ def _without_config(argv):
         if word == "--":
             return [*kept, word, *words]
         if flag in ("--config", "-config"):
+            if value.startswith("-"):
+                fail(f"there is no config {value!r}; name a file, or one of {_known()}")
             kept += [value] if equals else []  # without "=", the next word is the value
         else:
             kept.append(word)
