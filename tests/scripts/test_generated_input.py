@@ -147,7 +147,7 @@ def test_a_generated_command_line_is_refused_in_one_line_or_trains(
     @given(arguments)
     def check(arguments):
         result = scripts.run(ROOT / "scripts" / name, *good, *arguments, cwd=tmp_path)
-        if {"--help", "-h", "-?"} & set(arguments):
+        if any(re.match(r"--?(help|h$|\?$)", argument) for argument in arguments):
             return
         assert result.returncode == 2, result.stderr
         lines = [line for line in result.stderr.split("\n") if line and "\r" not in line]
