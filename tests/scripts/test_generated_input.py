@@ -1,6 +1,7 @@
 """Configs and command lines by chance: each trains, or is refused in one line."""
 
 import operator
+import re
 import shutil
 import tempfile
 from pathlib import Path
