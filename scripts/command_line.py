@@ -60,7 +60,10 @@ def define_config():
 
 def fields_from_flags():
     """The fields that the command line sets, by name."""
-    return config_flags.get_override_values(flags.FLAGS["config"])
+    try:
+        return config_flags.get_override_values(flags.FLAGS["config"])
+    except Exception as error:  # a field of a field, such as --config.l2.x
+        fail(f"the fields set by --config cannot be read: {error}")
 
 
 def load_variants(arguments: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Variant]:
