@@ -83,7 +83,8 @@ def _load_known(name: str, split: str, root: Path, source_dir: files.PathLike | 
         if info.packaged is None or source_dir:
             raise
         _print_once(f"{error}; until then, the copy of {name} in this package is read")
-        data = {key: _in_order_of_tfds(info.packaged, key) for key in info.counts}
+        keys = {key for key, _, _ in slices}
+        data = {key: _in_order_of_tfds(info.packaged, key) for key in keys}
     return splits.take(data, slices)
 
 
